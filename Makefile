@@ -1,0 +1,43 @@
+# Every target does its own set-up in .venv; needs Python >= 3.10 and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUNS := runs
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab export clean-notebooks notebooks readme build
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
+
+$(READY): settings.ini setup.py .github/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -c .github/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no network, 3 minutes)
+	@mkdir -p $(RUNS)/demo
+	@$(BIN)/papermill nbs/experiments/train.ipynb $(RUNS)/demo/run.ipynb -k python3 --no-progress-bar \
+	  --stdout-file /dev/stdout --stderr-file /dev/stderr -p out_dir $(RUNS) -p run_name demo
+
+test: $(READY)  ## run every notebook and every test
+	$(BIN)/python -m pytest
+
+lab: $(READY)  ## open JupyterLab on nbs/
+	$(BIN)/jupyter lab nbs
+
+export: $(READY)  ## clean the notebooks and write the package from them
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
+
+notebooks: $(READY)  ## run the lessons top to bottom and keep their outputs
+	$(BIN)/jupyter nbconvert --execute --inplace nbs/*.ipynb
+	$(MAKE) export readme
+
+readme: $(READY)  ## write README.md from nbs/index.ipynb
+	$(BIN)/python tests/readme.py
+
+build: $(READY)  ## build the sdist and the wheel into dist/
+	$(BIN)/python -m build
