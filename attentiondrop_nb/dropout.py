@@ -139,7 +139,9 @@ class DropLayer2d(nn.Module):
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32).clone())
 
     def extra_repr(self):
-        return f"alpha={'?' if self.alpha.is_meta else format(float(self.alpha), '.4g')}"
+        alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")
+        options = [f"{k}={v!r}" for k, v in vars(self).items() if k in ("beta", "granularity", "rescale")]
+        return ", ".join([f"alpha={alpha}", *options])
 
 # %% ../nbs/00_dropout.ipynb #4795dc8c
 def drop_layers(model):

@@ -8,8 +8,8 @@ __all__ = ['min_max_normalize', 'soft_mask', 'soft_mask_drop2d', 'SoftMaskDrop2d
 # %% ../nbs/02_soft.ipynb #98d87e23
 import torch
 
-from .adaptive import check_drop, select_mask
-from .dropout import DropLayer2d, GRANULARITIES, RESCALES, apply_mask, check_choice, check_maps, sample_gamma, widen
+from .adaptive import check_drop, check_options, select_mask
+from .dropout import DropLayer2d, apply_mask, check_maps, sample_gamma, widen
 
 # %% ../nbs/02_soft.ipynb #7b3b8ca8
 def min_max_normalize(x):
@@ -46,13 +46,10 @@ class SoftMaskDrop2d(DropLayer2d):
 
     def __init__(self, alpha=0.1, *, granularity="element", rescale="map"):
         super().__init__(alpha)
-        check_choice("granularity", granularity, GRANULARITIES), check_choice("rescale", rescale, RESCALES)
+        check_options(granularity, rescale)
         self.granularity, self.rescale = granularity, rescale
 
     def forward(self, x):
         return soft_mask_drop2d(
             x, self.alpha, granularity=self.granularity, rescale=self.rescale, training=self.training
         )
-
-    def extra_repr(self):
-        return f"{super().extra_repr()}, granularity={self.granularity!r}, rescale={self.rescale!r}"
