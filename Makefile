@@ -16,12 +16,15 @@ $(READY): settings.ini setup.py .github/constraints.txt
 	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -c .github/constraints.txt -e '.[dev]'
+	@# a kernel that runs on this machine alone need not warn about unencrypted sockets
+	@mkdir -p $(VENV)/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
-demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no network, 3 minutes)
+demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no network, under 3 minutes)
 	@mkdir -p $(RUNS)/demo
 	@$(BIN)/papermill nbs/experiments/train.ipynb $(RUNS)/demo/run.ipynb -k python3 --no-progress-bar \
-	  --stdout-file /dev/stdout --stderr-file /dev/stderr -p out_dir $(RUNS) -p run_name demo
+	  --stdout-file - -p out_dir $(RUNS) -p run_name demo
+	@echo 'notebook       $(RUNS)/demo/run.ipynb'
 
 test: $(READY)  ## run every notebook and every test
 	$(BIN)/python -m pytest
