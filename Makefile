@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RUNS := runs
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export clean-notebooks notebooks readme build
+.PHONY: help demo test lab export notebooks readme build
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -27,7 +27,7 @@ demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no
 	@echo 'notebook       $(RUNS)/demo/run.ipynb'
 
 test: $(READY)  ## run every notebook and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations 5 -p no:cacheprovider
 
 lab: $(READY)  ## open JupyterLab on nbs/
 	$(BIN)/jupyter lab nbs
@@ -36,7 +36,7 @@ export: $(READY)  ## clean the notebooks and write the package from them
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 notebooks: $(READY)  ## run the lessons top to bottom and keep their outputs
-	$(BIN)/jupyter nbconvert --execute --inplace nbs/*.ipynb
+	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.coalesce_streams=True nbs/*.ipynb nbs/experiments/train.ipynb
 	$(MAKE) export readme
 
 readme: $(READY)  ## write README.md from nbs/index.ipynb

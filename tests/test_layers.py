@@ -1,0 +1,322 @@
+"What the drop layers promise beyond the lessons: dtypes, layouts, odd planes, autograd, autocast, compile, export."
+import copy
+import math
+import pickle
+import shutil
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import attentiondrop_nb as ad
+from attentiondrop_nb.adaptive import shape_mask, top_beta_threshold
+from attentiondrop_nb.dropout import FLOATS, GRANULARITIES, RESCALES, apply_mask, sample_gamma
+from attentiondrop_nb.soft import min_max_normalize
+
+FUNCTIONS = {"am": ad.adaptive_mask_drop2d, "sm": ad.soft_mask_drop2d, "ad": ad.attention_drop2d}
+MODULES = {"am": ad.AdaptiveMaskDrop2d, "sm": ad.SoftMaskDrop2d, "ad": ad.AttentionDrop2d}
+METHODS = list(FUNCTIONS)
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def drop(method, x, *, beta=20.0, **kwargs):
+    "The drop function of `method`, which takes β or not."
+    return FUNCTIONS[method](x, **kwargs, **({} if method == "sm" else {"beta": beta}))
+
+
+def maps(*shape, dtype=torch.float32, seed=0, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def coins(x, share=0.5, seed=1):
+    return (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share).to(x.device, x.dtype)
+
+
+def layouts(x):
+    "The same values contiguous, channels_last, and as a view that is neither."
+    wide = torch.empty(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype, device=x.device)
+    wide[..., ::2] = x
+    return {"contiguous": x.contiguous(), "channels_last": x.contiguous(memory_format=torch.channels_last), "strided": wide[..., ::2]}
+
+
+# The method against plain Python
+
+
+values = st.one_of(st.integers(-2, 2).map(float), st.floats(-100, 100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3))
+
+
+@st.composite
+def small_maps(draw):
+    n, c, h, w = (draw(st.integers(low, high)) for low, high in ((0, 2), (1, 3), (1, 5), (1, 5)))
+    flat = draw(st.lists(values, min_size=n * c * h * w, max_size=n * c * h * w))
+    bits = draw(st.lists(st.integers(0, 1), min_size=n * c * h * w, max_size=n * c * h * w))
+    return torch.tensor(flat, dtype=torch.float64).view(n, c, h, w), torch.tensor(bits, dtype=torch.float64).view(n, c, h, w)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(small_maps(), st.sampled_from(METHODS), st.sampled_from(RESCALES), st.sampled_from([0.1, 5, 20, 33.3, 50, 99.9, 100]))
+def test_against_plain_python(x_gamma, method, rescale, beta):
+    x, gamma = x_gamma
+    want = torch.tensor(reference.weights(method, x.tolist(), gamma.tolist(), beta, rescale), dtype=torch.float64).view_as(x)
+    x.requires_grad_()
+    out = drop(method, x, beta=beta, rescale=rescale, gamma=gamma)
+    torch.testing.assert_close(out, x * want)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, want)  # the gradient is the mask times the scale
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(small_maps(), st.floats(0.01, 100))
+def test_threshold_against_sorting(x_gamma, beta):
+    x, _ = x_gamma
+    want = [reference.threshold(f, beta) for fs in x.tolist() for f in fs]
+    assert top_beta_threshold(x, beta).flatten().tolist() == want
+
+
+# Dtypes, layouts, devices
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_dtype_and_layout(method, dtype, layout, device):
+    x = layouts(maps(3, 4, 6, 5, dtype=dtype, device=device))[layout]
+    gamma = coins(x)
+    for rescale in RESCALES:
+        out = drop(method, x, rescale=rescale, gamma=gamma)
+        assert out.dtype == dtype and out.stride() == torch.empty_like(x).stride()
+        exact = drop(method, x.double(), rescale=rescale, gamma=gamma)
+        torch.testing.assert_close(out.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_alpha_zero_is_the_identity_to_the_bit(method, dtype, layout):
+    x = layouts(maps(5, 3, 7, 7, dtype=dtype))[layout]
+    for alpha in (0.0, torch.tensor(0.0)):
+        for rescale in ("none", "map", "tensor"):
+            assert drop(method, x, alpha=alpha, rescale=rescale).equal(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_float16_planes_whose_range_overflows_float16(method):
+    x = torch.tensor([-60000.0, 60000.0, 0.0, 1.0], dtype=torch.float16).view(1, 1, 2, 2)
+    out = drop(method, x, alpha=1.0, beta=50, rescale="none")
+    assert out.isfinite().all() and not out.equal(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_empty_batch_single_pixels_and_constant_planes(method):
+    empty = torch.empty(0, 3, 4, 4, requires_grad=True)
+    out = drop(method, empty, alpha=0.5)
+    out.sum().backward()
+    assert out.shape == empty.shape and empty.grad.shape == empty.shape
+    for x in (maps(4, 3, 1, 1), torch.full((2, 3, 5, 5), -2.5), torch.zeros(2, 3, 5, 5)):
+        assert drop(method, x, alpha=1.0).equal(x)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rescale", ["none", "map", "tensor"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sick_plane_passes_and_harms_no_other(method, rescale, bad):
+    x = maps(2, 3, 6, 6)
+    gamma = coins(x)
+    flat = x.clone()
+    flat[1, 2] = 1.0  # a constant plane has M = 1, as the sick one must
+    sick = flat.clone()
+    sick[1, 2, 3, 3] = bad
+    sick.requires_grad_()
+    out = drop(method, sick, rescale=rescale, gamma=gamma)
+    torch.testing.assert_close(out[1, 2], sick[1, 2], rtol=0, atol=0, equal_nan=True)
+    healthy = torch.ones(2, 3, dtype=torch.bool)
+    healthy[1, 2] = False
+    torch.testing.assert_close(out[healthy], drop(method, flat, rescale=rescale, gamma=gamma)[healthy])
+    out.sum().backward()
+    assert sick.grad.isfinite().all() and (sick.grad[1, 2] == 1).all()
+
+
+def test_a_mask_that_sums_to_zero_gives_zeros():
+    x = maps(2, 2, 4, 4).requires_grad_()
+    for rescale in RESCALES:
+        out = apply_mask(x, torch.zeros(2, 2, 1, 1), rescale)
+        assert out.equal(torch.zeros_like(x))
+
+
+# The coins
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_share_of_coins(dtype, granularity):
+    x = torch.zeros(64, 64, 12, 12, dtype=dtype)
+    for alpha in (0.01, 0.1, 0.9, torch.tensor(0.3)):
+        gamma = sample_gamma(x, alpha, granularity, torch.Generator().manual_seed(0)).double()
+        error = math.sqrt(float(alpha) * (1 - float(alpha)) / gamma.numel())
+        assert abs(float(gamma.mean()) - float(alpha)) < 5 * error
+        assert gamma.dtype == torch.float64 and gamma.expand(x.shape).shape == x.shape
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_generator_fixes_the_draws(method, granularity):
+    x = maps(8, 8, 8, 8)
+    draw = lambda seed: drop(method, x, alpha=0.5, granularity=granularity, generator=torch.Generator().manual_seed(seed))
+    assert draw(0).equal(draw(0)) and not draw(0).equal(draw(1))
+    gamma = sample_gamma(x, 0.5, granularity, torch.Generator().manual_seed(0))
+    assert draw(0).equal(drop(method, x, gamma=gamma, granularity=granularity))
+
+
+# Modules
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_module_is_the_function(method):
+    layer = MODULES[method](0.3, rescale="tensor", granularity="sample")
+    x = maps(6, 3, 8, 8)
+    torch.manual_seed(0)
+    out = layer(x)
+    torch.manual_seed(0)
+    assert out.equal(drop(method, x, alpha=0.3, rescale="tensor", granularity="sample"))
+    assert layer.eval()(x) is x and drop(method, x, training=False) is x
+    assert "alpha=0.3" in repr(layer) and "'tensor'" in repr(layer) and "'sample'" in repr(layer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoint_copy_and_pickle_carry_alpha(method):
+    layer = MODULES[method](0.25)
+    fresh = MODULES[method]()
+    fresh.load_state_dict(layer.state_dict())
+    for other in (fresh, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert float(other.alpha) == 0.25
+    with torch.device("meta"):
+        assert "alpha=?" in repr(MODULES[method]())
+
+
+def network(method="ad", **kwargs):
+    torch.manual_seed(0)
+    return ad.ResNet18(width=4, drop=lambda: MODULES[method](0.5, **kwargs))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_and_half_models(method):
+    layer, conv = MODULES[method](0.5), nn.Conv2d(3, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(conv(maps(2, 3, 8, 8)))
+    assert out.dtype == torch.bfloat16 and out.isfinite().all()
+    out.float().sum().backward()
+    assert conv.weight.grad.isfinite().all()
+    assert layer.bfloat16()(maps(2, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+# Compile and export
+
+
+@pytest.fixture
+def no_recompiles():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_whole_and_alpha_moves_without_recompiling(method, granularity, no_recompiles):
+    layer = MODULES[method](granularity=granularity)
+    schedule = ad.LinearSchedule(layer, 0.0, 1.0, steps=4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = maps(8, 4, 8, 8).requires_grad_()
+    assert compiled(x).equal(x)
+    for _ in range(4):
+        schedule.step()
+        out = compiled(x)
+        out.sum().backward()
+    full = drop(method, x, gamma=torch.ones(8, 4, 8, 8))  # α = 1: every coin falls on 1
+    torch.testing.assert_close(out, full)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's default backend needs a C++ compiler")
+def test_default_backend_trains_a_block(no_recompiles):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), ad.AttentionDrop2d())
+    schedule = ad.LinearSchedule(model, 0.0, 0.5, steps=2)
+    compiled = torch.compile(model, fullgraph=True)
+    x, eager = maps(4, 3, 16, 16), copy.deepcopy(model)
+    torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-4)  # α = 0: no coins, so the same numbers
+    for _ in range(2):
+        schedule.step()
+        compiled(x).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_export_of_a_model_in_eval(method):
+    model = network(method).eval()
+    x = maps(2, 3, 16, 16)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+# Bad calls
+
+X = torch.zeros(2, 3, 4, 4)
+BAD_CALLS = {
+    "integers": (TypeError, dict(x=X.int()), ["x has dtype torch.int32", "float32"]),
+    "no tensor": (TypeError, dict(x=[1.0]), ["x is a list", "Tensor"]),
+    "3-D": (ValueError, dict(x=X[0]), ["x has shape (3, 4, 4)", "4 dimensions"]),
+    "empty planes": (ValueError, dict(x=X[..., :0]), ["(2, 3, 4, 0)", "W ≥ 1"]),
+    "alpha above 1": (ValueError, dict(alpha=1.5), ["alpha is 1.5", "[0, 1]"]),
+    "alpha below 0": (ValueError, dict(alpha=-0.1), ["alpha is -0.1", "[0, 1]"]),
+    "alpha nan": (ValueError, dict(alpha=math.nan), ["alpha is nan", "[0, 1]"]),
+    "alpha text": (TypeError, dict(alpha="0.1"), ["alpha is '0.1'", "[0, 1]"]),
+    "alpha vector": (ValueError, dict(alpha=torch.ones(2)), ["alpha", "(2,)", "without dimensions"]),
+    "beta 0": (ValueError, dict(beta=0), ["beta is 0", "<= 100"]),
+    "beta 101": (ValueError, dict(beta=101.0), ["beta is 101.0", "<= 100"]),
+    "beta text": (TypeError, dict(beta="20"), ["beta is '20'", "percent"]),
+    "gamma shape": (ValueError, dict(gamma=X[..., :2]), ["gamma has shape (2, 3, 4, 2)", "(2, 3, 4, 4)"]),
+    "gamma list": (TypeError, dict(gamma=[0, 1]), ["gamma is a list", "Tensor"]),
+    "granularity": (ValueError, dict(granularity="pixel"), ["granularity is 'pixel'", "'element', 'map', 'sample'"]),
+    "rescale": (ValueError, dict(rescale="sum"), ["rescale is 'sum'", "'none', 'literal', 'map', 'tensor'"]),
+}
+
+
+BAD = [(case, method) for case, (_, kwargs, _) in BAD_CALLS.items() for method in METHODS if not (method == "sm" and "beta" in kwargs)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case, method", BAD)
+def test_bad_calls_say_what_is_wrong(case, method, training):
+    error, kwargs, says = BAD_CALLS[case]
+    with pytest.raises(error) as e:
+        drop(method, **({"x": X} | kwargs), training=training)
+    assert all(text in str(e.value) for text in says)
+
+
+@pytest.mark.parametrize("case, method", [(c, m) for c, m in BAD if not {"x", "gamma"} & set(BAD_CALLS[c][1])])
+def test_modules_refuse_bad_arguments_at_construction(case, method):
+    error, kwargs, says = BAD_CALLS[case]
+    with pytest.raises(error) as e:
+        MODULES[method](**kwargs)
+    assert all(text in str(e.value) for text in says)
+
+
+@pytest.mark.parametrize("function", [top_beta_threshold, shape_mask])
+def test_equations_check_their_input_too(function):
+    with pytest.raises(TypeError, match="torch.int32"):
+        function(X.int(), 20)
+    with pytest.raises(ValueError, match="beta is 0"):
+        function(X, 0)
+    with pytest.raises(ValueError, match="4 dimensions"):
+        min_max_normalize(X[0])
+
+
+@pytest.mark.parametrize("kwargs, says", [(dict(start=-1.0), "alpha is -1.0"), (dict(end=2), "alpha is 2"), (dict(steps=0), "steps is 0"), (dict(steps=1.5), "steps is 1.5")])
+def test_schedule_refuses_bad_arguments(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        ad.LinearSchedule(ad.AttentionDrop2d(), **kwargs)
