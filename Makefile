@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := runs
+NOTEBOOKS := $(wildcard nbs/*.ipynb) nbs/experiments/train.ipynb
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 .DEFAULT_GOAL := help
 .PHONY: help demo test lab export notebooks readme build
@@ -36,7 +37,8 @@ export: $(READY)  ## clean the notebooks and write the package from them
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 notebooks: $(READY)  ## run the lessons top to bottom and keep their outputs
-	$(BIN)/jupyter nbconvert --execute --inplace --ExecutePreprocessor.coalesce_streams=True nbs/*.ipynb nbs/experiments/train.ipynb
+	$(BIN)/jupyter nbconvert --execute --inplace $(NOTEBOOKS)
+	$(BIN)/jupyter nbconvert --to notebook --inplace --CoalesceStreamsPreprocessor.enabled=True $(NOTEBOOKS)
 	$(MAKE) export readme
 
 readme: $(READY)  ## write README.md from nbs/index.ipynb
