@@ -21,7 +21,7 @@ def show_maps(maps, titles, *, numbers=False, cmap="viridis", size=2.2, vmin=Non
     "Draw planes [H, W] (or RGB pictures [H, W, 3]) in a row under their titles; `numbers` writes each value in."
     fig, axes = plt.subplots(1, len(maps), figsize=(size * len(maps), 1.15 * size), layout="constrained", squeeze=False)
     for ax, m, title in zip(axes[0], maps, titles):
-        image = ax.imshow(m, cmap=cmap, vmin=vmin, vmax=vmax)
+        image = ax.imshow(m.numpy(), cmap=cmap, vmin=vmin, vmax=vmax)
         ax.set_title(title, fontsize=10)
         ax.axis("off")
         if numbers:

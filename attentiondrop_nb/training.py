@@ -100,7 +100,7 @@ def make_config(values):
     check_known(values)
     for f in fields(Config):
         if f.name in values:
-            check_type(f.name, values[f.name], str(getattr(f.type, "__name__", f.type)))
+            check_type(f.name, values[f.name], f.type.__name__ if isinstance(f.type, type) else str(f.type))
     config = Config(**values)
     check_range(config)
     return config

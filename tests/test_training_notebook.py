@@ -74,8 +74,7 @@ def test_parameters_cell_and_config_say_the_same():
 
 def test_parameters_are_explained():
     cell = next(c for c in nbformat.read(NOTEBOOK, 4).cells if "parameters" in c.metadata.get("tags", []))
-    bare = [line for line in cell.source.splitlines() if "#" not in line]
-    assert [line.split(":")[0] for line in bare] == ["epochs", "batch_size"]  # these two explain themselves
+    assert not [line for line in cell.source.splitlines() if "  # " not in line]
 
 
 @pytest.mark.skipif("ATTENTIONDROP_DATA" not in os.environ, reason="ATTENTIONDROP_DATA is not set: no real CIFAR-10 here")
