@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS := runs
+# for the packages, and for what builds them
+PINNED := PIP_CONSTRAINT=.github/constraints.txt PIP_BUILD_CONSTRAINT=.github/constraints.txt
 NOTEBOOKS := $(wildcard nbs/*.ipynb) nbs/experiments/train.ipynb
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 .DEFAULT_GOAL := help
@@ -16,7 +18,7 @@ $(READY): settings.ini setup.py .github/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --progress-bar on -c .github/constraints.txt -e '.[dev]'
+	$(PINNED) $(BIN)/python -m pip install -e '.[dev]'
 	@# a kernel that runs on this machine alone need not warn about unencrypted sockets
 	@mkdir -p $(VENV)/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > $(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@

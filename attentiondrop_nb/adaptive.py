@@ -7,7 +7,10 @@ __all__ = ['check_beta', 'top_beta_count', 'top_beta_threshold', 'shape_mask', '
            'adaptive_mask_drop2d', 'AdaptiveMaskDrop2d']
 
 # %% ../nbs/01_adaptive.ipynb #c1d0711c
+from numbers import Real
+
 import torch
+from torch import Tensor
 
 from .dropout import DropLayer2d, apply_mask, check_alpha, check_broadcast, check_choice, check_maps
 from .dropout import GRANULARITIES, RESCALES, sample_gamma
@@ -15,7 +18,7 @@ from .dropout import GRANULARITIES, RESCALES, sample_gamma
 # %% ../nbs/01_adaptive.ipynb #1bb8622a
 def check_beta(beta):
     "Raise unless `beta` is a number of percent, 0 < β ≤ 100."
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+    if isinstance(beta, bool) or not isinstance(beta, Real):
         raise TypeError(f"beta is {beta!r}; a number of percent, 0 < beta <= 100, is needed")
     if not 0 < beta <= 100:
         raise ValueError(f"beta is {beta}; a number of percent, 0 < beta <= 100, is needed (20 means the top fifth)")
@@ -26,7 +29,7 @@ def top_beta_count(beta, pixels):
     return max(1, -(-round(beta * 10**9) * pixels // (100 * 10**9)))
 
 # %% ../nbs/01_adaptive.ipynb #93282a56
-def top_beta_threshold(x, beta):
+def top_beta_threshold(x: Tensor, beta: float) -> Tensor:
     """F_top-β (Section 3.1): the k-th largest value of each plane of `x` [N, C, H, W], k = ⌈β/100 · H·W⌉ -> [N, C, 1, 1].
 
     `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError on a bad argument.
@@ -36,17 +39,17 @@ def top_beta_threshold(x, beta):
     return x.flatten(2).topk(k, sorted=False).values.amin(-1)[..., None, None]  # F_top-β
 
 # %% ../nbs/01_adaptive.ipynb #6785ff16
-def shape_mask(x, beta):
+def shape_mask(x: Tensor, beta: float) -> Tensor:
     "Eq. 4: S = 1 where F ≤ F_top-β of its plane, else 0; shape and dtype of `x` [N, C, H, W]."
     return (x <= top_beta_threshold(x, beta)).to(x.dtype)  # S = F ≤ F_top-β
 
-# %% ../nbs/01_adaptive.ipynb #6e96a29b
-def select_mask(s, gamma):
+# %% ../nbs/01_adaptive.ipynb #68b56fd1
+def select_mask(s: Tensor, gamma: Tensor) -> Tensor:
     "Eq. 5 and Eq. 8: M = S where γ = 1, else 1. `s` [N, C, H, W]; `gamma` 0/1, broadcasts to it."
     check_broadcast("gamma", gamma, s)
     return torch.where(gamma == 1, s, 1.0)
 
-# %% ../nbs/01_adaptive.ipynb #32bdcd12
+# %% ../nbs/01_adaptive.ipynb #51138115
 def check_options(granularity, rescale):
     "Raise on an unknown `granularity` or `rescale`."
     check_choice("granularity", granularity, GRANULARITIES), check_choice("rescale", rescale, RESCALES)
@@ -58,10 +61,12 @@ def check_drop(x, alpha, granularity, rescale, gamma):
     if gamma is not None:
         check_broadcast("gamma", gamma, x)
 
-# %% ../nbs/01_adaptive.ipynb #84261bd3
+# %% ../nbs/01_adaptive.ipynb #9b0e125f
+@torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def adaptive_mask_drop2d(
-    x, alpha=0.1, beta=20.0, *, granularity="map", rescale="map", training=True, gamma=None, generator=None
-):
+    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *, granularity: str = "map", rescale: str = "map",
+    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+) -> Tensor:
     """Adaptive mask (AM), Eq. 4–5: with probability α drop a plane's top-β region. -> maps like `x` [N, C, H, W].
 
     alpha: a number in [0, 1] or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1, to fix them;
@@ -75,16 +80,16 @@ def adaptive_mask_drop2d(
     gamma = sample_gamma(x, alpha, granularity, generator) if gamma is None else gamma  # Eq. 1
     return apply_mask(x, select_mask(s, gamma), rescale)  # Eq. 5, then Eq. 9's rescaling
 
-# %% ../nbs/01_adaptive.ipynb #51138115
+# %% ../nbs/01_adaptive.ipynb #f3c895b6
 class AdaptiveMaskDrop2d(DropLayer2d):
     "`adaptive_mask_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha=0.1, beta=20.0, *, granularity="map", rescale="map"):
+    def __init__(self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "map", rescale: str = "map"):
         super().__init__(alpha)
         check_beta(beta), check_options(granularity, rescale)
         self.beta, self.granularity, self.rescale = beta, granularity, rescale
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return adaptive_mask_drop2d(
             x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
         )

@@ -7,21 +7,24 @@ __all__ = ['attention_drop2d', 'AttentionDrop2d']
 
 # %% ../nbs/03_attentiondrop.ipynb #fe96444a
 import torch
+from torch import Tensor
 
 from .adaptive import check_beta, check_drop, check_options, select_mask, top_beta_threshold
 from .dropout import DropLayer2d, apply_mask, sample_gamma
 from .soft import min_max_normalize
 
 # %% ../nbs/03_attentiondrop.ipynb #6b4bc0f2
+@torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def attention_drop2d(
-    x, alpha=0.1, beta=20.0, *, granularity="element", rescale="map", training=True, gamma=None, generator=None
-):
+    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *, granularity: str = "element", rescale: str = "map",
+    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+) -> Tensor:
     """AttentionDrop (AD), Algorithm 1: where a coin of probability α says so, dim the top-β region by its brightness.
 
     x: maps [N, C, H, W]; alpha: a number in [0, 1] or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1,
     to fix them; granularity: "element", "map", "sample"; rescale: "none", "literal", "map", "tensor". Returns maps like
-    `x`, or `x` itself if not `training`. The mask is a constant to autograd; constant planes and planes with NaN or Inf
-    pass unchanged. Raises TypeError or ValueError on a bad argument.
+    `x`, or `x` itself if not `training`. The mask is a constant to autograd. A constant plane has M = 1; a plane with NaN
+    or Inf passes unchanged. Raises TypeError or ValueError on a bad argument.
     """
     check_drop(x, alpha, granularity, rescale, gamma), check_beta(beta)
     if not training:
@@ -38,12 +41,12 @@ def attention_drop2d(
 class AttentionDrop2d(DropLayer2d):
     "`attention_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha=0.1, beta=20.0, *, granularity="element", rescale="map"):
+    def __init__(self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "element", rescale: str = "map"):
         super().__init__(alpha)
         check_beta(beta), check_options(granularity, rescale)
         self.beta, self.granularity, self.rescale = beta, granularity, rescale
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return attention_drop2d(
             x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
         )

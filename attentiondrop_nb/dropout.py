@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FLOATS', 'GRANULARITIES', 'RESCALES', 'check_maps', 'check_alpha', 'check_choice', 'check_broadcast', 'sample_gamma',
            'dropout_mask', 'mask_scale', 'finite_planes', 'widen', 'apply_mask', 'guess_from_kept', 'neighbours_r2',
-           'DropLayer2d', 'drop_layers', 'LinearSchedule']
+           'DropLayer2d', 'drop_layers', 'check_schedule', 'LinearSchedule']
 
 # %% ../nbs/00_dropout.ipynb #adb7a13b
 import math
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ def check_alpha(alpha):
     if isinstance(alpha, Tensor):
         if alpha.dim() != 0 or alpha.dtype not in FLOATS:
             raise ValueError(f"alpha is a {alpha.dtype} tensor of shape {tuple(alpha.shape)}; a float tensor without dimensions is needed")
-    elif isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+    elif isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"alpha is {alpha!r}; a number in [0, 1] or a 0-dim float tensor is needed")
     elif not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; a drop probability in [0, 1] is needed")
@@ -58,7 +59,9 @@ def check_broadcast(name, t, x):
 GRANULARITIES = ("element", "map", "sample")
 
 
-def sample_gamma(x, alpha, granularity="element", generator=None):
+def sample_gamma(
+    x: Tensor, alpha: float | Tensor, granularity: str = "element", generator: torch.Generator | None = None
+) -> Tensor:
     """Eq. 1: γ ~ Bernoulli(α) for the maps `x` [N, C, H, W]; γ = 1 means "drop here".
 
     Returns 0/1 in the dtype of `x`, shaped [N, C, H, W] ("element"), [N, C, 1, 1] ("map") or [N, 1, 1, 1] ("sample").
@@ -83,11 +86,11 @@ def mask_scale(mask, rescale, pixels):
     "The factor of Eq. 9 for `mask` (4-D, broadcasts to the maps) over planes of `pixels` = H·W; 0 where a mask sums to 0."
     if rescale == "none":
         return torch.ones_like(mask[:, :, :1, :1])
-    mean = mask.mean((2, 3), keepdim=True)  # sum(M) / (H·W) per plane
+    kept, dropped = mask.sum((2, 3), keepdim=True), (1 - mask).sum((2, 3), keepdim=True)
     if rescale == "tensor":
-        mean = mean.mean()  # sum(M) / (N·C·H·W)
-    total = mean * pixels if rescale == "literal" else mean
-    return torch.where(total > 0, 1 / total, 0.0)
+        kept, dropped = kept.sum(), dropped.sum()
+    scale = torch.where(kept > 0, 1 + dropped / kept, 0.0)  # H·W / sum(M)
+    return scale / pixels if rescale == "literal" else scale
 
 # %% ../nbs/00_dropout.ipynb #8a9e495c
 def finite_planes(x):
@@ -101,7 +104,7 @@ def widen(x):
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../nbs/00_dropout.ipynb #e2edcafa
-def apply_mask(x, mask, rescale="none"):
+def apply_mask(x: Tensor, mask: Tensor, rescale: str = "none") -> Tensor:
     r"""Eq. 3 and Eq. 9: `x` ⊙ `mask`, times the factor that `rescale` names; dtype and memory format of `x`.
 
     x: maps [N, C, H, W]; mask: 4-D, broadcasts to `x`, a constant to autograd; planes with NaN or Inf pass unchanged.
@@ -115,35 +118,39 @@ def apply_mask(x, mask, rescale="none"):
     weight = mask * torch.where(finite, scale, 1.0)
     return (x * weight).to(x.dtype)  # F' = M ⊙ F · scale
 
-# %% ../nbs/00_dropout.ipynb #2cfa16d8
-def guess_from_kept(x, mask, radius):
-    "For each unit of `x` [N, C, H, W], the mean of the kept (M = 1) units at most `radius` away, 0 if there is none."
-    size = 2 * radius + 1
-    total, count = (F.avg_pool2d(t, size, 1, radius) for t in (x * mask, mask))
-    return total / count.clamp_min(1e-9)
+# %% ../nbs/00_dropout.ipynb #d6f74605
+def guess_from_kept(x, mask):
+    "`x` [N, C, H, W] with its dropped units (M = 0) filled in from the rim inwards, each by the mean of its known neighbours."
+    known, value = mask.expand_as(x), x * mask
+    for _ in range(max(x.shape[2:])):
+        count, total = F.avg_pool2d(known, 3, 1, 1), F.avg_pool2d(value, 3, 1, 1)
+        new = (known == 0) & (count > 0)  # next to something known
+        value = torch.where(new, total / count.clamp_min(1e-9), value)
+        known = torch.where(new, 1.0, known)
+    return value
 
 
-def neighbours_r2(x, mask, radius=1):
+def neighbours_r2(x, mask):
     "R² of that guess over the dropped units (M = 0) of all planes: the share of variance that dropping did not remove."
-    dropped = mask == 0
-    error = (x - guess_from_kept(x, mask, radius))[dropped].square().sum()
+    dropped = (mask == 0).expand_as(x)
+    error = (x - guess_from_kept(x, mask))[dropped].square().sum()
     return float(1 - error / (x - x.mean((2, 3), keepdim=True))[dropped].square().sum())
 
-# %% ../nbs/00_dropout.ipynb #19166f84
+# %% ../nbs/00_dropout.ipynb #650dea4a
 class DropLayer2d(nn.Module):
     "Base of the drop layers. Holds α in the buffer `alpha` (0-dim float32), where a schedule can change it in place."
 
-    def __init__(self, alpha=0.1):
+    def __init__(self, alpha: float = 0.1):
         super().__init__()
-        check_alpha(alpha)
-        self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32).clone())
+        check_alpha(alpha), check_alpha(float(alpha))
+        self.register_buffer("alpha", torch.tensor(float(alpha), dtype=torch.float32))
 
     def extra_repr(self):
         alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")
         options = [f"{k}={v!r}" for k, v in vars(self).items() if k in ("beta", "granularity", "rescale")]
         return ", ".join([f"alpha={alpha}", *options])
 
-# %% ../nbs/00_dropout.ipynb #4795dc8c
+# %% ../nbs/00_dropout.ipynb #7cb93e30
 def drop_layers(model):
     "The `DropLayer2d`s of `model`; raises ValueError if there is none."
     layers = [m for m in model.modules() if isinstance(m, DropLayer2d)]
@@ -151,29 +158,35 @@ def drop_layers(model):
         raise ValueError(f"{type(model).__name__} has no drop layer whose α could move; add one first, e.g. AttentionDrop2d")
     return layers
 
-# %% ../nbs/00_dropout.ipynb #d8d9d3d1
+# %% ../nbs/00_dropout.ipynb #49a9f144
+def check_schedule(start, end, steps, count):
+    "Raise on a bad state of a schedule; returns it as two floats and two ints."
+    check_alpha(start), check_alpha(end)
+    for name, value, low in (("steps", steps, 1), ("count", count, 0)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+            raise ValueError(f"{name} is {value!r}; a whole number of at least {low} is needed")
+    return float(start), float(end), int(steps), int(count)
+
+# %% ../nbs/00_dropout.ipynb #dfd50152
 class LinearSchedule:
     """Section 3.3: move α of every drop layer of `model` linearly from `start` to `end` in `steps` steps, then hold it.
 
     α is `start` from construction on. Raises ValueError or TypeError on a bad argument or a model without drop layers.
     """
 
-    def __init__(self, model, start=0.0, end=0.1, steps=1):
-        check_alpha(start), check_alpha(end)
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps is {steps!r}; a whole number of at least 1 is needed")
-        self.layers, self.start, self.end, self.steps = drop_layers(model), start, end, steps
-        self.load_state_dict({"count": 0})
+    def __init__(self, model: nn.Module, start: float = 0.0, end: float = 0.1, steps: int = 1):
+        self.layers = drop_layers(model)
+        self.load_state_dict({"start": start, "end": end, "steps": steps, "count": 0})
 
     def step(self):
-        self.load_state_dict({"count": self.count + 1})
+        self.load_state_dict(self.state_dict() | {"count": self.count + 1})
 
-    def state_dict(self):
-        return {k: getattr(self, k) for k in ("start", "end", "steps", "count")}
+    def state_dict(self) -> dict:
+        return {"start": self.start, "end": self.end, "steps": self.steps, "count": self.count}
 
-    def load_state_dict(self, state):
-        self.__dict__.update(state)
+    def load_state_dict(self, state: dict):
+        self.start, self.end, self.steps, self.count = check_schedule(**state)
         t = min(self.count / self.steps, 1.0)
-        self.alpha = (1 - t) * self.start + t * self.end  # exact at both ends; kept as a float, so no one reads a device
+        self.alpha = (1 - t) * self.start + t * self.end  # exact at both ends; a float, so that no one reads a device
         for layer in self.layers:
             layer.alpha.fill_(self.alpha)

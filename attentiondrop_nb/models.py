@@ -6,8 +6,10 @@
 __all__ = ['STAGES', 'BasicBlock', 'check_network', 'ResNet18']
 
 # %% ../nbs/06_models.ipynb #010abf2c
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 # %% ../nbs/06_models.ipynb #3677cee7
 class BasicBlock(nn.Module):
@@ -49,7 +51,10 @@ class ResNet18(nn.Module):
     drop_after: the stages behind which it stands. Raises ValueError on a bad size or an unknown stage.
     """
 
-    def __init__(self, num_classes=10, width=64, drop=None, drop_after=("layer1", "layer2")):
+    def __init__(
+        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None,
+        drop_after: Sequence[str] = ("layer1", "layer2"),
+    ):
         super().__init__()
         check_network(num_classes, width, drop_after)
         self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
@@ -59,7 +64,7 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(8 * width, num_classes)
         self.drop = nn.ModuleDict({stage: drop() for stage in drop_after} if drop else {})
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in STAGES:
             x = getattr(self, stage)(x)

@@ -7,12 +7,13 @@ __all__ = ['min_max_normalize', 'soft_mask', 'soft_mask_drop2d', 'SoftMaskDrop2d
 
 # %% ../nbs/02_soft.ipynb #98d87e23
 import torch
+from torch import Tensor
 
 from .adaptive import check_drop, check_options, select_mask
 from .dropout import DropLayer2d, apply_mask, check_maps, sample_gamma, widen
 
 # %% ../nbs/02_soft.ipynb #7b3b8ca8
-def min_max_normalize(x):
+def min_max_normalize(x: Tensor) -> Tensor:
     "Eq. 6 on each plane of `x` [N, C, H, W] -> [0, 1]; a constant plane gives 0. float32 for half types, else x's dtype."
     check_maps(x)
     x = widen(x)
@@ -21,12 +22,16 @@ def min_max_normalize(x):
     return (x - low) / torch.where(span > 0, span, 1.0)  # F̂ = (F − F_min) / (F_max − F_min)
 
 # %% ../nbs/02_soft.ipynb #c3b595e6
-def soft_mask(x):
+def soft_mask(x: Tensor) -> Tensor:
     "Eq. 7: S = 1 − F̂ on each plane of `x` [N, C, H, W]; all ones on a constant plane."
     return 1 - min_max_normalize(x)  # S = 1 − F̂
 
-# %% ../nbs/02_soft.ipynb #daea145c
-def soft_mask_drop2d(x, alpha=0.1, *, granularity="element", rescale="map", training=True, gamma=None, generator=None):
+# %% ../nbs/02_soft.ipynb #c4fdff4b
+@torch.fx.wrap  # one node to torch.fx, as torch's own functions are
+def soft_mask_drop2d(
+    x: Tensor, alpha: float | Tensor = 0.1, *, granularity: str = "element", rescale: str = "map",
+    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+) -> Tensor:
     """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness. -> maps like `x` [N, C, H, W].
 
     alpha: a number in [0, 1] or a 0-dim tensor; gamma: the draws, 0/1, to fix them; granularity: "element", "map",
@@ -40,16 +45,16 @@ def soft_mask_drop2d(x, alpha=0.1, *, granularity="element", rescale="map", trai
     gamma = sample_gamma(x, alpha, granularity, generator) if gamma is None else gamma  # Eq. 1
     return apply_mask(x, select_mask(s, gamma), rescale)  # Eq. 8 and 9
 
-# %% ../nbs/02_soft.ipynb #7e4a06bb
+# %% ../nbs/02_soft.ipynb #60f0effe
 class SoftMaskDrop2d(DropLayer2d):
     "`soft_mask_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha=0.1, *, granularity="element", rescale="map"):
+    def __init__(self, alpha: float = 0.1, *, granularity: str = "element", rescale: str = "map"):
         super().__init__(alpha)
         check_options(granularity, rescale)
         self.granularity, self.rescale = granularity, rescale
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return soft_mask_drop2d(
             x, self.alpha, granularity=self.granularity, rescale=self.rescale, training=self.training
         )

@@ -1,9 +1,11 @@
 "What the drop layers promise beyond the lessons: dtypes, layouts, odd planes, autograd, autocast, compile, export."
 import copy
+import json
 import math
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -94,14 +96,15 @@ def test_dtype_and_layout(method, dtype, layout, device):
         torch.testing.assert_close(out.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(5, 3, 7, 7), (41, 1, 11, 11), (1, 2, 22, 44)])  # sizes n for which n · (1/n) is not 1
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", METHODS)
-def test_alpha_zero_is_the_identity_to_the_bit(method, dtype, layout):
-    x = layouts(maps(5, 3, 7, 7, dtype=dtype))[layout]
-    for alpha in (0.0, torch.tensor(0.0)):
-        for rescale in ("none", "map", "tensor"):
-            assert drop(method, x, alpha=alpha, rescale=rescale).equal(x)
+def test_alpha_zero_is_the_identity_to_the_bit(method, dtype, shape, device):
+    for x in layouts(maps(*shape, dtype=dtype, device=device)).values():
+        for alpha in (0.0, torch.tensor(0.0, device=device)):
+            for rescale in ("none", "map", "tensor"):
+                assert drop(method, x, alpha=alpha, rescale=rescale).equal(x)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -146,6 +149,21 @@ def test_a_mask_that_sums_to_zero_gives_zeros():
     for rescale in RESCALES:
         out = apply_mask(x, torch.zeros(2, 2, 1, 1), rescale)
         assert out.equal(torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_factor_is_between_one_and_the_number_of_pixels(method):
+    x = torch.full((1, 1, 8, 8), 5.0)
+    x[0, 0, 0, 0] = 4.9  # all but one unit are maxima
+    out = drop(method, x, granularity="map", gamma=torch.ones(1, 1, 1, 1))
+    assert out.isfinite().all() and out.max() <= 64 * 5.0 * (1 + 1e-6)
+
+
+def test_masks_are_constants_to_autograd():
+    x, mask = maps(2, 2, 4, 4), torch.rand(2, 2, 4, 4).requires_grad_()
+    assert not apply_mask(x, mask, "map").requires_grad
+    y = apply_mask(x.requires_grad_(), mask, "map")
+    assert torch.autograd.grad(y.sum(), mask, allow_unused=True) == (None,)
 
 
 # The coins
@@ -198,6 +216,42 @@ def test_checkpoint_copy_and_pickle_carry_alpha(method):
         assert "alpha=?" in repr(MODULES[method]())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_alpha_of_any_kind_of_number(method):
+    for alpha in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), torch.tensor(0.5, requires_grad=True)):
+        layer = copy.deepcopy(MODULES[method](alpha))
+        assert float(layer.alpha) == 0.5 and not layer.alpha.requires_grad
+    for alpha in (torch.tensor(2.0), torch.tensor(math.nan), 2, True):
+        with pytest.raises((TypeError, ValueError), match="alpha is"):
+            MODULES[method](alpha)
+    assert top_beta_threshold(maps(1, 1, 4, 4), np.int64(20)).equal(top_beta_threshold(maps(1, 1, 4, 4), 20))
+
+
+def test_schedule_moves_the_buffer_in_place_and_checks_what_it_loads():
+    layer = ad.AttentionDrop2d()
+    place, schedule = layer.alpha.data_ptr(), ad.LinearSchedule(layer, 0, np.float64(0.5), np.int64(2))
+    for want in (0.25, 0.5, 0.5):
+        schedule.step()
+        assert float(layer.alpha) == want and layer.alpha.data_ptr() == place
+    assert json.loads(json.dumps(schedule.state_dict())) == {"start": 0.0, "end": 0.5, "steps": 2, "count": 3}
+    for change in ({"count": -5}, {"end": 7.0}, {"steps": 0}):
+        with pytest.raises(ValueError, match=str(*change.values())):
+            schedule.load_state_dict(schedule.state_dict() | change)
+    with pytest.raises(TypeError, match="layers"):
+        schedule.load_state_dict(schedule.state_dict() | {"layers": []})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_fx_sees_a_layer_as_one_node(training):
+    model = network().train(training)
+    traced = torch.fx.symbolic_trace(model)
+    x = maps(2, 3, 16, 16)
+    torch.manual_seed(0)
+    want = model(x)
+    torch.manual_seed(0)
+    assert traced(x).equal(want)
+
+
 def network(method="ad", **kwargs):
     torch.manual_seed(0)
     return ad.ResNet18(width=4, drop=lambda: MODULES[method](0.5, **kwargs))
@@ -239,6 +293,15 @@ def test_compiles_whole_and_alpha_moves_without_recompiling(method, granularity,
         out.sum().backward()
     full = drop(method, x, gamma=torch.ones(8, 4, 8, 8))  # α = 1: every coin falls on 1
     torch.testing.assert_close(out, full)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_for_dynamic_shapes(method, no_recompiles):
+    compiled = torch.compile(MODULES[method](0.5), fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((4, 3, 8, 8), (6, 5, 9, 7), (2, 2, 16, 12)):
+        x = maps(*shape)
+        share = (compiled(x) != x).float().mean()
+        assert 0 < share < 1
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's default backend needs a C++ compiler")
@@ -316,7 +379,7 @@ def test_equations_check_their_input_too(function):
         min_max_normalize(X[0])
 
 
-@pytest.mark.parametrize("kwargs, says", [(dict(start=-1.0), "alpha is -1.0"), (dict(end=2), "alpha is 2"), (dict(steps=0), "steps is 0"), (dict(steps=1.5), "steps is 1.5")])
+@pytest.mark.parametrize("kwargs, says", [(dict(start=-1.0), "alpha is -1.0"), (dict(end=2), "alpha is 2"), (dict(steps=0), "steps is 0"), (dict(steps=1.5), "steps is 1.5"), (dict(steps=True), "steps is True")])
 def test_schedule_refuses_bad_arguments(kwargs, says):
     with pytest.raises(ValueError, match=says):
         ad.LinearSchedule(ad.AttentionDrop2d(), **kwargs)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from papermill import inspect_notebook
 
-from attentiondrop_nb.training import METHODS, Config
+from attentiondrop_nb.training import METHODS, Config, make_config, summary, train
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
@@ -49,6 +49,9 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method):
         (dict(epoch=3), "unknown parameter 'epoch' = 3; did you mean 'epochs'?"),
         (dict(method="dropblok"), "parameter 'method' is 'dropblok'"),
         (dict(dataset="nowhere"), "no data set 'nowhere'"),
+        (dict(epochs="1.5"), "parameter 'epochs' is 1.5, a float; int is needed"),
+        (dict(device="abacus"), "parameter 'device' is 'abacus'"),
+        (dict(run_name=".."), "parameter 'run_name' is '..'"),
     ],
 )
 def test_bad_parameters_end_the_run_before_anything_is_written(tmp_path, parameters, says):
@@ -63,6 +66,23 @@ def test_an_npz_trains(tmp_path):
     np.savez(tmp_path / "noise.npz", **arrays)
     done = papermill(tmp_path, dataset="noise", data_dir=".", **{**QUICK, "batch_size": 32})
     assert done.returncode == 0 and "of 64 held-out images" in done.stdout, done.stderr
+
+
+def test_a_run_without_git_and_a_diverged_run_are_recorded(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    run = train(make_config(dict(width=2, epochs=1, batch_size=512, lr=1e30)), progress=False)
+    assert run.record["environment"]["commit"] is None
+    assert run.record["status"] == "diverged" and run.record["epochs"][0]["train_loss"] is None
+    assert "DIVERGED" in summary(run.record) and json.dumps(run.record, allow_nan=False)
+
+
+def test_the_notebook_can_be_run_twice_in_one_kernel():
+    cells = [c.source for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code"]
+    namespace = {}
+    for _ in range(2):
+        exec(cells[0], namespace)  # the parameters
+        exec(cells[1], namespace)  # the check
+        namespace["run"] = namespace["train"](Config(width=2, epochs=1, batch_size=512), progress=False)
 
 
 def test_parameters_cell_and_config_say_the_same():
