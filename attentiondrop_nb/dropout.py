@@ -125,6 +125,8 @@ def guess_from_kept(x, mask):
     for _ in range(max(x.shape[2:])):
         count, total = F.avg_pool2d(known, 3, 1, 1), F.avg_pool2d(value, 3, 1, 1)
         new = (known == 0) & (count > 0)  # next to something known
+        if not new.any():
+            break
         value = torch.where(new, total / count.clamp_min(1e-9), value)
         known = torch.where(new, 1.0, known)
     return value
@@ -142,8 +144,10 @@ class DropLayer2d(nn.Module):
 
     def __init__(self, alpha: float = 0.1):
         super().__init__()
-        check_alpha(alpha), check_alpha(float(alpha))
-        self.register_buffer("alpha", torch.tensor(float(alpha), dtype=torch.float32))
+        check_alpha(alpha)
+        alpha = torch.as_tensor(alpha, dtype=torch.float32).detach().clone()
+        check_alpha(0.0 if alpha.is_meta else float(alpha))  # here a tensor's value may be read
+        self.register_buffer("alpha", alpha)
 
     def extra_repr(self):
         alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")

@@ -297,11 +297,10 @@ def test_compiles_whole_and_alpha_moves_without_recompiling(method, granularity,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_compiles_for_dynamic_shapes(method, no_recompiles):
-    compiled = torch.compile(MODULES[method](0.5), fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in ((4, 3, 8, 8), (6, 5, 9, 7), (2, 2, 16, 12)):
+    compiled = torch.compile(MODULES[method](0.5, rescale="none"), fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((4, 3, 8, 6), (6, 5, 9, 7), (2, 7, 16, 12)):
         x = maps(*shape)
-        share = (compiled(x) != x).float().mean()
-        assert 0 < share < 1
+        assert 0 < (compiled(x) != x).float().mean() < 0.6  # dropped, but not everywhere
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's default backend needs a C++ compiler")

@@ -55,6 +55,5 @@ def test_every_equation_is_followed_by_code_an_assert_and_a_plot(lesson):
     for start in starts:
         end = next(h for h in headings if h > start)
         section = [(c, t) for c, t in zip(cells[start:end], text[start:end]) if c["cell_type"] == "code"]
-        assert any("#| export" in t for _, t in section) or "by hand" in text[start]
         assert any(re.search(r"^(assert|torch.testing.assert_close)", t, re.M) for _, t in section)
         assert any("image/png" in o.get("data", {}) for c, _ in section for o in c["outputs"])

@@ -60,7 +60,7 @@ class Block:
             raise ImportError('blocked: ' + name)
 sys.meta_path.insert(0, Block())
 """
-NOT_TORCH = ["torchvision", "matplotlib", "safetensors", "tqdm", "sklearn", "skimage", "fastcore", "nbdev", "IPython", "papermill", "PIL", "numpy"]
+NOT_TORCH = ["torchvision", "matplotlib", "safetensors", "tqdm", "sklearn", "skimage", "fastcore", "nbdev", "IPython", "papermill", "PIL"]
 
 
 def test_installed_wheel_imports_with_torch_alone_and_works(wheel, tmp_path):
