@@ -194,7 +194,7 @@ class Run(NamedTuple):
     model: torch.nn.Module
     record: dict
 
-
+# %% ../nbs/08_training.ipynb #398f91e0
 def train(config, data=None, progress=True):
     "One run of `config` (on `data` if given) -> `Run`. Raises ValueError if there are too few images."
     from tqdm import tqdm
@@ -216,7 +216,7 @@ def train(config, data=None, progress=True):
             bar.set_postfix_str(f"test {epochs[-1]['test_accuracy']:.1%}", refresh=False)
     return Run(model, make_record(config, data, stats, epochs, where, time.perf_counter() - start))
 
-# %% ../nbs/08_training.ipynb #398f91e0
+# %% ../nbs/08_training.ipynb #d223ad14
 def steps_per_epoch(n, batch_size):
     "Batches of at least two images in a pass over `n` images. Raises ValueError if there is none."
     if n < 2:
@@ -236,7 +236,7 @@ def run_epoch(model, data, stats, optimizer, schedules, config, generator, tick)
         lr=lr, alpha=alpha, seconds=time.perf_counter() - start,
     )
 
-# %% ../nbs/08_training.ipynb #6e24a940
+# %% ../nbs/08_training.ipynb #1ac2baf7
 def make_record(config, data, stats, epochs, where, seconds):
     "The record of a run; its status is 'diverged' if the last training loss was no longer finite."
     return dict(
@@ -251,7 +251,7 @@ def make_record(config, data, stats, epochs, where, seconds):
         status="diverged" if epochs[-1]["train_loss"] is None else "finished",
     )
 
-# %% ../nbs/08_training.ipynb #1ac2baf7
+# %% ../nbs/08_training.ipynb #e227604a
 def commit():
     "The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout."
     root = Path(attentiondrop_nb.__file__).parent.parent
@@ -271,7 +271,7 @@ def environment(device):
         device=torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads",
     )
 
-# %% ../nbs/08_training.ipynb #3e57114f
+# %% ../nbs/08_training.ipynb #ea0790a5
 def write_atomic(path, write):
     "Call `write(temporary path)`, then rename to `path`; nothing is left behind if it fails."
     path = Path(path)
@@ -310,7 +310,7 @@ def summary(record):
     line += "" if record["status"] == "finished" else f"  THE RUN HAS {record['status'].upper()}"
     return f"{line}\ntime           {record['seconds']:.0f} s on {record['environment']['device']}"
 
-# %% ../nbs/08_training.ipynb #a9f2c298
+# %% ../nbs/08_training.ipynb #bdf614ec
 def plot_record(record):
     "Accuracy on training and test images by epoch, with α below: a matplotlib figure."
     from matplotlib import pyplot as plt

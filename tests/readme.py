@@ -8,11 +8,11 @@ ROOT = Path(__file__).parent.parent
 PICTURES = Path("nbs/images")
 
 
-def output_parts(output, picture):
-    "Markdown of one output, and the bytes of its picture if it is one."
+def output_parts(output, path, alt):
+    "Markdown of one output, and the bytes of its picture (to be kept at `path`) if it is one."
     data = output.get("data", {})
     if "image/png" in data:
-        return f"![{picture}]({PICTURES / picture}.png)", base64.b64decode("".join(data["image/png"]))
+        return f"![{alt}]({path})", base64.b64decode("".join(data["image/png"]))
     if "text/markdown" in data:
         return "".join(data["text/markdown"]), None
     text = "".join(output.get("text", data.get("text/plain", "")))
@@ -41,11 +41,13 @@ def render(notebook=ROOT / "nbs" / "index.ipynb"):
         code = "\n".join(line for line in source.splitlines() if not line.startswith("#|")).strip()
         if "#| echo: false" not in source:
             parts.append(f"```python\n{code}\n```")
-        for k, output in enumerate(cell["outputs"]):
-            markdown, picture = output_parts(output, f"index-{cell['id']}-{k}")
+        alt = re.search(r"^#\|\s*fig-alt:\s*(.+)", source, re.M)
+        for output in cell["outputs"]:
+            path = PICTURES / f"index-{len(pictures) + 1}.png"
+            markdown, picture = output_parts(output, path, alt[1] if alt else "")
             parts.append(markdown)
             if picture:
-                pictures[PICTURES / f"index-{cell['id']}-{k}.png"] = picture
+                pictures[path] = picture
     return "\n\n".join(p.strip("\n") for p in parts if p.strip()) + "\n", pictures
 
 
