@@ -30,9 +30,9 @@ def top_beta_count(beta, pixels):
 
 # %% ../nbs/01_adaptive.ipynb #93282a56
 def top_beta_threshold(x: Tensor, beta: float) -> Tensor:
-    """F_top-β (Section 3.1): the k-th largest value of each plane of `x` [N, C, H, W], k = ⌈β/100 · H·W⌉ -> [N, C, 1, 1].
+    """F_top-β (Section 3.1): the k-th largest value of each plane, k = ⌈β/100 · H·W⌉.
 
-    `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError on a bad argument.
+    x: [N, C, H, W] -> [N, C, 1, 1]; `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError on a bad argument.
     """
     check_maps(x), check_beta(beta)
     k = top_beta_count(beta, x.shape[2] * x.shape[3])
@@ -64,14 +64,16 @@ def check_drop(x, alpha, granularity, rescale, gamma):
 # %% ../nbs/01_adaptive.ipynb #9b0e125f
 @torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def adaptive_mask_drop2d(
-    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *, granularity: str = "map", rescale: str = "map",
-    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *,
+    granularity: str = "map", rescale: str = "map", training: bool = True,
+    gamma: Tensor | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Adaptive mask (AM), Eq. 4–5: with probability α drop a plane's top-β region. -> maps like `x` [N, C, H, W].
+    """Adaptive mask (AM), Eq. 4–5: with probability α drop a plane's top-β region.
 
-    alpha: a number in [0, 1] or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1, to fix them;
-    granularity: "element", "map", "sample"; rescale: "none", "literal", "map", "tensor". The mask is a constant to
-    autograd. `x` itself comes back if not `training`. Raises TypeError or ValueError on a bad argument.
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
+    rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd.
+    Returns maps like `x`; `x` itself if not `training`. Raises TypeError or ValueError.
     """
     check_drop(x, alpha, granularity, rescale, gamma), check_beta(beta)
     if not training:
@@ -82,14 +84,17 @@ def adaptive_mask_drop2d(
 
 # %% ../nbs/01_adaptive.ipynb #f3c895b6
 class AdaptiveMaskDrop2d(DropLayer2d):
-    "`adaptive_mask_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
+    "`adaptive_mask_drop2d` as a layer: the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "map", rescale: str = "map"):
+    def __init__(
+        self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "map", rescale: str = "map"
+    ):
         super().__init__(alpha)
         check_beta(beta), check_options(granularity, rescale)
         self.beta, self.granularity, self.rescale = beta, granularity, rescale
 
     def forward(self, x: Tensor) -> Tensor:
         return adaptive_mask_drop2d(
-            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
+            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale,
+            training=self.training,
         )

@@ -16,15 +16,17 @@ from .soft import min_max_normalize
 # %% ../nbs/03_attentiondrop.ipynb #6b4bc0f2
 @torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def attention_drop2d(
-    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *, granularity: str = "element", rescale: str = "map",
-    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+    x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *,
+    granularity: str = "element", rescale: str = "map", training: bool = True,
+    gamma: Tensor | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:
-    """AttentionDrop (AD), Algorithm 1: where a coin of probability α says so, dim the top-β region by its brightness.
+    """AttentionDrop (AD), Algorithm 1: a coin of probability α dims the top-β region by its brightness.
 
-    x: maps [N, C, H, W]; alpha: a number in [0, 1] or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1,
-    to fix them; granularity: "element", "map", "sample"; rescale: "none", "literal", "map", "tensor". Returns maps like
-    `x`, or `x` itself if not `training`. The mask is a constant to autograd. A constant plane has M = 1; a plane with NaN
-    or Inf passes unchanged. Raises TypeError or ValueError on a bad argument.
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
+    rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd.
+    A constant plane has M = 1; a plane with NaN or Inf passes unchanged.
+    Returns maps like `x`; `x` itself if not `training`. Raises TypeError or ValueError.
     """
     check_drop(x, alpha, granularity, rescale, gamma), check_beta(beta)
     if not training:
@@ -33,20 +35,24 @@ def attention_drop2d(
     f_hat = min_max_normalize(f)  # line 3:  F̂ ← (F − F_min) / (F_max − F_min)
     f_hat = (f >= top_beta_threshold(f, beta)) * f_hat  # line 4:  F̂ ← (F ≥ F_top-β) ⊙ F̂
     s = 1 - f_hat  # line 5:  S ← 1 − F̂
-    gamma = sample_gamma(x, alpha, granularity, generator) if gamma is None else gamma  # line 6:  γ ← Bernoulli(α)
+    if gamma is None:
+        gamma = sample_gamma(x, alpha, granularity, generator)  # line 6:  γ ← Bernoulli(α)
     mask = select_mask(s, gamma)  # lines 7-11:  M ← S where γ = 1, else 1
     return apply_mask(x, mask, rescale)  # lines 12-13:  F' ← F ⊙ M · scale
 
 # %% ../nbs/03_attentiondrop.ipynb #696a0647
 class AttentionDrop2d(DropLayer2d):
-    "`attention_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
+    "`attention_drop2d` as a layer: the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "element", rescale: str = "map"):
+    def __init__(
+        self, alpha: float = 0.1, beta: float = 20.0, *, granularity: str = "element", rescale: str = "map"
+    ):
         super().__init__(alpha)
         check_beta(beta), check_options(granularity, rescale)
         self.beta, self.granularity, self.rescale = beta, granularity, rescale
 
     def forward(self, x: Tensor) -> Tensor:
         return attention_drop2d(
-            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
+            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale,
+            training=self.training,
         )

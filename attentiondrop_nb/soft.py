@@ -14,7 +14,7 @@ from .dropout import DropLayer2d, apply_mask, check_maps, sample_gamma, widen
 
 # %% ../nbs/02_soft.ipynb #7b3b8ca8
 def min_max_normalize(x: Tensor) -> Tensor:
-    "Eq. 6 on each plane of `x` [N, C, H, W] -> [0, 1]; a constant plane gives 0. float32 for half types, else x's dtype."
+    "Eq. 6 on each plane of `x` [N, C, H, W]: 0 to 1, and 0 on a constant plane. Half types give float32."
     check_maps(x)
     x = widen(x)
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # F_min, F_max
@@ -29,14 +29,16 @@ def soft_mask(x: Tensor) -> Tensor:
 # %% ../nbs/02_soft.ipynb #c4fdff4b
 @torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def soft_mask_drop2d(
-    x: Tensor, alpha: float | Tensor = 0.1, *, granularity: str = "element", rescale: str = "map",
-    training: bool = True, gamma: Tensor | None = None, generator: torch.Generator | None = None,
+    x: Tensor, alpha: float | Tensor = 0.1, *,
+    granularity: str = "element", rescale: str = "map", training: bool = True,
+    gamma: Tensor | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness. -> maps like `x` [N, C, H, W].
+    """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness.
 
-    alpha: a number in [0, 1] or a 0-dim tensor; gamma: the draws, 0/1, to fix them; granularity: "element", "map",
-    "sample"; rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd. `x` itself comes back
-    if not `training`. Raises TypeError or ValueError on a bad argument.
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor;
+    gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
+    rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd.
+    Returns maps like `x`; `x` itself if not `training`. Raises TypeError or ValueError.
     """
     check_drop(x, alpha, granularity, rescale, gamma)
     if not training:
@@ -47,14 +49,17 @@ def soft_mask_drop2d(
 
 # %% ../nbs/02_soft.ipynb #60f0effe
 class SoftMaskDrop2d(DropLayer2d):
-    "`soft_mask_drop2d` as a layer: active in training mode, the identity in eval mode; α lives in a buffer."
+    "`soft_mask_drop2d` as a layer: the identity in eval mode; α lives in a buffer."
 
-    def __init__(self, alpha: float = 0.1, *, granularity: str = "element", rescale: str = "map"):
+    def __init__(
+        self, alpha: float = 0.1, *, granularity: str = "element", rescale: str = "map"
+    ):
         super().__init__(alpha)
         check_options(granularity, rescale)
         self.granularity, self.rescale = granularity, rescale
 
     def forward(self, x: Tensor) -> Tensor:
         return soft_mask_drop2d(
-            x, self.alpha, granularity=self.granularity, rescale=self.rescale, training=self.training
+            x, self.alpha, granularity=self.granularity, rescale=self.rescale,
+            training=self.training,
         )
