@@ -89,7 +89,7 @@ RANGES = {  # lowest value allowed, and the first one that is not
     "lr": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf),
 }
 
-
+# %% ../nbs/08_training.ipynb #5467ea11
 def check_range(config):
     "Raise ValueError naming the first parameter whose value is out of range."
     check_choice("parameter 'method'", config.method, METHODS)
@@ -107,7 +107,7 @@ def check_range(config):
             raise ValueError(f"parameter {name!r} is {value!r}; a plain name of letters, digits, '_', '.', '+' and '-' is needed")
     find_device(config.device)
 
-# %% ../nbs/08_training.ipynb #5467ea11
+# %% ../nbs/08_training.ipynb #563cd944
 def find_device(name):
     "The device called `name`, or a GPU if there is one; raises ValueError if this machine lacks it."
     count = torch.cuda.device_count()
@@ -115,7 +115,7 @@ def find_device(name):
     check_choice("parameter 'device'", name, (None, *names))
     return torch.device(name or ("cuda" if count else "cpu"))
 
-
+# %% ../nbs/08_training.ipynb #da97c2f8
 def make_config(values):
     "A dict of parameters -> a checked `Config`, filled up with defaults. Raises TypeError or ValueError naming the parameter."
     check_known(values)
@@ -126,14 +126,14 @@ def make_config(values):
     check_range(config)
     return config
 
-# %% ../nbs/08_training.ipynb #da97c2f8
+# %% ../nbs/08_training.ipynb #6217c5dc
 def from_globals(namespace):
     "The parameters among a notebook's `globals()` -> a checked `Config`."
     plain, known = (str, int, float, bool, list, dict, type(None)), {f.name for f in fields(Config)}
     own = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")}
     return make_config({k: v for k, v in own.items() if k in known or isinstance(v, plain)})
 
-# %% ../nbs/08_training.ipynb #1f54e4de
+# %% ../nbs/08_training.ipynb #a0af6bff
 def make_model(config, classes):
     "ResNet-18 with the drop layers that `config` asks for, their α at the final value."
     options = {"rescale": config.rescale} | ({"granularity": config.granularity} if config.granularity else {})
@@ -152,7 +152,7 @@ def make_optimizer(model, config, steps):
     milestones = [-(-steps * tenths // 10) for tenths in (4, 6, 8)]
     return sgd, torch.optim.lr_scheduler.MultiStepLR(sgd, milestones, 0.1)
 
-# %% ../nbs/08_training.ipynb #72d1ca8c
+# %% ../nbs/08_training.ipynb #642caefb
 def train_epoch(model, data, stats, optimizer, schedules, config, generator, tick):
     "One pass over the training images. Returns mean loss and accuracy; `tick()` is called after each step."
     model.train()
@@ -175,7 +175,7 @@ def train_epoch(model, data, stats, optimizer, schedules, config, generator, tic
     seen = sum(map(len, batches))
     return float(loss_sum) / seen, float(hits) / seen
 
-# %% ../nbs/08_training.ipynb #0351bdcf
+# %% ../nbs/08_training.ipynb #bcddaf9d
 @torch.no_grad()
 def evaluate(model, x, y, stats, batch_size=500):
     "Mean loss and accuracy of `model`, in eval mode, on uint8 images `x` and labels `y`."
@@ -187,14 +187,14 @@ def evaluate(model, x, y, stats, batch_size=500):
         hits += (logits.argmax(1) == truth).sum()
     return float(loss_sum) / len(x), float(hits) / len(x)
 
-# %% ../nbs/08_training.ipynb #bcddaf9d
+# %% ../nbs/08_training.ipynb #d223ad14
 class Run(NamedTuple):
     "What `train` returns: the trained model, and the record, a dict that JSON can hold."
 
     model: torch.nn.Module
     record: dict
 
-# %% ../nbs/08_training.ipynb #398f91e0
+# %% ../nbs/08_training.ipynb #6e24a940
 def train(config, data=None, progress=True):
     "One run of `config` (on `data` if given) -> `Run`. Raises ValueError if there are too few images."
     from tqdm import tqdm
@@ -216,7 +216,7 @@ def train(config, data=None, progress=True):
             bar.set_postfix_str(f"test {epochs[-1]['test_accuracy']:.1%}", refresh=False)
     return Run(model, make_record(config, data, stats, epochs, where, time.perf_counter() - start))
 
-# %% ../nbs/08_training.ipynb #d223ad14
+# %% ../nbs/08_training.ipynb #1ac2baf7
 def steps_per_epoch(n, batch_size):
     "Batches of at least two images in a pass over `n` images. Raises ValueError if there is none."
     if n < 2:
@@ -236,7 +236,7 @@ def run_epoch(model, data, stats, optimizer, schedules, config, generator, tick)
         lr=lr, alpha=alpha, seconds=time.perf_counter() - start,
     )
 
-# %% ../nbs/08_training.ipynb #1ac2baf7
+# %% ../nbs/08_training.ipynb #3e57114f
 def make_record(config, data, stats, epochs, where, seconds):
     "The record of a run; its status is 'diverged' if the last training loss was no longer finite."
     return dict(
@@ -251,7 +251,7 @@ def make_record(config, data, stats, epochs, where, seconds):
         status="diverged" if epochs[-1]["train_loss"] is None else "finished",
     )
 
-# %% ../nbs/08_training.ipynb #e227604a
+# %% ../nbs/08_training.ipynb #ea0790a5
 def commit():
     "The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout."
     root = Path(attentiondrop_nb.__file__).parent.parent
@@ -271,7 +271,7 @@ def environment(device):
         device=torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads",
     )
 
-# %% ../nbs/08_training.ipynb #ea0790a5
+# %% ../nbs/08_training.ipynb #01b94274
 def write_atomic(path, write):
     "Call `write(temporary path)`, then rename to `path`; nothing is left behind if it fails."
     path = Path(path)
@@ -293,7 +293,7 @@ def save_run(folder, model, record):
     write_atomic(Path(folder) / "checkpoint.safetensors", lambda p: save_file(weights, p))
     return write_atomic(Path(folder) / "record.json", lambda p: p.write_text(json.dumps(record, indent=1, allow_nan=False)))
 
-
+# %% ../nbs/08_training.ipynb #dcf04b7c
 def run_folder(config):
     "Where a run writes: `out_dir`/`run_name`; without a name, one made of all parameters that are not the default's."
     name = f"{config.dataset}-{config.method}-w{config.width}-e{config.epochs}-s{config.seed}"
@@ -302,7 +302,7 @@ def run_folder(config):
     name += "".join(f"-{key}={value}".replace(" ", "+") for key, value in others)
     return Path(config.out_dir) / (config.run_name or name)
 
-
+# %% ../nbs/08_training.ipynb #20b7bbd3
 def summary(record):
     "Two lines on how a run ended, to print."
     final, best, n = record["final"]["test_accuracy"], record["best"]["test_accuracy"], record["data"]["test"]
@@ -310,7 +310,7 @@ def summary(record):
     line += "" if record["status"] == "finished" else f"  THE RUN HAS {record['status'].upper()}"
     return f"{line}\ntime           {record['seconds']:.0f} s on {record['environment']['device']}"
 
-# %% ../nbs/08_training.ipynb #bdf614ec
+# %% ../nbs/08_training.ipynb #dff21b56
 def plot_record(record):
     "Accuracy on training and test images by epoch, with α below: a matplotlib figure."
     from matplotlib import pyplot as plt
