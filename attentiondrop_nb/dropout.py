@@ -149,6 +149,10 @@ class DropLayer2d(nn.Module):
         check_alpha(0.0 if alpha.is_meta else float(alpha))  # here a tensor's value may be read
         self.register_buffer("alpha", alpha)
 
+    def set_alpha(self, alpha: float):
+        "Change α in place: nothing is read from the device, nothing is compiled again."
+        self.alpha.fill_(alpha)
+
     def extra_repr(self):
         alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")
         options = [f"{k}={v!r}" for k, v in vars(self).items() if k in ("beta", "granularity", "rescale")]
@@ -156,8 +160,9 @@ class DropLayer2d(nn.Module):
 
 # %% ../nbs/00_dropout.ipynb #7cb93e30
 def drop_layers(model):
-    "The `DropLayer2d`s of `model`; raises ValueError if there is none."
-    layers = [m for m in model.modules() if isinstance(m, DropLayer2d)]
+    "The `DropLayer2d`s of `model`, attached ones (lesson 06) too; raises ValueError if there is none."
+    parts = [p for m in model.modules() for p in (m, *(getattr(h, "drop_layer", None) for h in m._forward_hooks.values()))]
+    layers = [p for p in parts if isinstance(p, DropLayer2d)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no drop layer whose α could move; add one first, e.g. AttentionDrop2d")
     return layers
@@ -193,4 +198,4 @@ class LinearSchedule:
         t = min(self.count / self.steps, 1.0)
         self.alpha = (1 - t) * self.start + t * self.end  # exact at both ends; a float, so that no one reads a device
         for layer in self.layers:
-            layer.alpha.fill_(self.alpha)
+            layer.set_alpha(self.alpha)
