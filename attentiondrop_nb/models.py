@@ -7,13 +7,15 @@ __all__ = ['STAGES', 'BasicBlock', 'PreActBlock', 'check_network', 'ResNet18', '
            'check_hosts', 'make_layer', 'Attached', 'attach']
 
 # %% ../nbs/06_models.ipynb #010abf2c
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../nbs/06_models.ipynb #3677cee7
+# %% ../nbs/06_models.ipynb #ed02c579
 class BasicBlock(nn.Module):
     "Two 3×3 convolutions and a shortcut, post-activation [6]: [N, c_in, H, W] -> [N, c_out, H/stride, W/stride]."
 
@@ -32,7 +34,7 @@ class BasicBlock(nn.Module):
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + shortcut)
 
-# %% ../nbs/06_models.ipynb #ce7c6b55
+# %% ../nbs/06_models.ipynb #e7af715a
 class PreActBlock(nn.Module):
     """The same, pre-activation [13]: [N, c_in, H, W] -> [N, c_out, H/stride, W/stride], values of either sign.
 
@@ -52,7 +54,7 @@ class PreActBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(a)
         return self.conv2(F.relu(self.bn2(self.conv1(a)))) + shortcut
 
-# %% ../nbs/06_models.ipynb #3142727e
+# %% ../nbs/06_models.ipynb #344e8863
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -65,24 +67,21 @@ def check_network(num_classes, width, drop_after):
     if unknown:
         raise ValueError(f"drop_after names {unknown[0]!r}; stages are {', '.join(map(repr, STAGES))}")
 
-# %% ../nbs/06_models.ipynb #85759b94
+# %% ../nbs/06_models.ipynb #80ac080f
 class ResNet18(nn.Module):
     """ResNet-18 for 32×32 images, post-activation: float [N, 3, H, W] -> logits [N, num_classes].
 
-    width: channels of the first stage (64 in the paper). drop: makes one drop layer, e.g. `AttentionDrop2d`, or None.
-    drop_after: the stages behind which it stands. Raises ValueError on a bad size or an unknown stage.
+    width: channels of the first stage (64 in the paper); drop: makes a drop layer; drop_after: behind which stages. Raises ValueError.
     """
 
     def __init__(
-        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None,
-        drop_after: Sequence[str] = ("layer1", "layer2"),
+        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2]
     ):
         super().__init__()
         check_network(num_classes, width, drop_after)
         self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         for i, stage in enumerate(STAGES):
-            c_in, c_out, stride = (width * 2 ** max(i - 1, 0), width * 2**i, 1 if i == 0 else 2)
-            setattr(self, stage, self.make_stage(c_in, c_out, stride))
+            setattr(self, stage, self.make_stage(width * 2 ** max(i - 1, 0), width * 2**i, stride=1 if i == 0 else 2))
         self.fc = nn.Linear(8 * width, num_classes)
         self.drop = nn.ModuleDict({stage: drop() for stage in drop_after} if drop else {})
 
@@ -94,20 +93,18 @@ class ResNet18(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in STAGES:
             x = getattr(self, stage)(x)
-            if stage in self.drop:
-                x = self.drop[stage](x)
+            x = self.drop[stage](x) if stage in self.drop else x
         return x
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x).mean((2, 3)))
 
-# %% ../nbs/06_models.ipynb #80ac080f
+# %% ../nbs/06_models.ipynb #12ac0c26
 class PreActResNet18(ResNet18):
     "`ResNet18` in the pre-activation order [13], with a last BN and ReLU before the pooling. Takes the same arguments."
 
     def __init__(
-        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None,
-        drop_after: Sequence[str] = ("layer1", "layer2"),
+        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2]
     ):
         super().__init__(num_classes, width, drop, drop_after)
         self.bn_last = nn.BatchNorm2d(8 * width)
@@ -119,7 +116,7 @@ class PreActResNet18(ResNet18):
     def features(self, x: Tensor) -> Tensor:
         return F.relu(self.bn_last(super().features(x)))
 
-# %% ../nbs/06_models.ipynb #3469fe18
+# %% ../nbs/06_models.ipynb #0953ae56
 class DropHook:
     "A forward hook that passes the maps of the submodule `name` through its own `drop_layer`, while the submodule trains."
 
@@ -136,13 +133,13 @@ class DropHook:
             self.drop_layer.to(out.device)
         return self.drop_layer(out)
 
-# %% ../nbs/06_models.ipynb #0953ae56
+# %% ../nbs/06_models.ipynb #7c5cb8af
 def find_submodules(model, names):
     "The submodules of `model` called `names`, as a dict; raises ValueError on a name it lacks, and lists near ones."
     known = dict(model.named_modules(remove_duplicate=False))
     for name in names:
         if name not in known:
-            near = get_close_matches(str(name), known, 5) or [child for child, _ in model.named_children()]
+            near = get_close_matches(str(name), known) or [child for child, _ in model.named_children()]
             raise ValueError(f"{type(model).__name__} has no submodule {name!r}; near names: {', '.join(map(repr, near))}")
     return {name: known[name] for name in names}
 
@@ -158,7 +155,7 @@ def check_hosts(hosts):
         if others:
             raise ValueError(f"{name!r} and {others[0]!r} are names of one submodule; give one of them")
 
-
+# %% ../nbs/06_models.ipynb #e89945e1
 def make_layer(name, make):
     "The layer that `make()` returns; raises TypeError unless it is a module without parameters."
     if isinstance(make, nn.Module) or not callable(make):
@@ -168,7 +165,7 @@ def make_layer(name, make):
         raise TypeError(f"{name!r}: the function made {layer!r}; a layer without parameters is needed, e.g. AttentionDrop2d()")
     return layer
 
-# %% ../nbs/06_models.ipynb #9eddfffe
+# %% ../nbs/06_models.ipynb #4291cea7
 class Attached:
     "What `attach` returns: the drop layers by name in `layers`, and `remove()`, which the end of a `with` block calls too."
 
@@ -185,15 +182,17 @@ class Attached:
     def __exit__(self, *error):
         self.remove()
 
-# %% ../nbs/06_models.ipynb #7c5cb8af
+# %% ../nbs/06_models.ipynb #5f375c66
 def attach(model: nn.Module, places: Mapping[str, Callable[[], nn.Module]]) -> Attached:
     """Put a drop layer behind submodules of any CNN: `attach(model, {"layer1": AttentionDrop2d})`; keys of state_dict stay.
 
     places: name of a submodule, as in `model.named_modules()`, -> what makes its layer. Layers work while their submodule trains.
     Raises ValueError on an unknown name (with near ones) or a taken place, TypeError on no maker; then nothing is attached.
-    To copy or save a model together with its handle, do it to the pair: `deepcopy((model, handle))`.
+    What torch.compile has compiled so far is compiled anew. To copy a model with its handle: `deepcopy((model, handle))`.
     """
     hosts = find_submodules(model, places)
     check_hosts(hosts)
     layers = {name: make_layer(name, make) for name, make in places.items()}
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # a graph compiled before would never notice the new hooks
     return Attached(layers, [hosts[name].register_forward_hook(DropHook(name, layer)) for name, layer in layers.items()])

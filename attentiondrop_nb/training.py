@@ -14,6 +14,7 @@ __all__ = ['RECIPES', 'MASK', 'METHODS', 'CUTOUT_LENGTHS', 'NETWORKS', 'TYPES', 
 
 # %% ../nbs/08_training.ipynb #f41f9c7d
 import hashlib
+import io
 import json
 import math
 import os
@@ -598,10 +599,12 @@ class LiveCurve:
         self.handle = display("the curve comes with the first epoch", display_id=True)
 
     def __call__(self, record):
+        from IPython.display import Image
         from matplotlib import pyplot as plt
 
         if time.perf_counter() - self.drawn >= self.seconds or record["status"] != "running":
-            fig = plot_record(record)
-            self.handle.update(fig)
+            fig, png = plot_record(record), io.BytesIO()
+            fig.savefig(png, format="png", dpi=100)  # a picture of our own: no backend of matplotlib is needed
             plt.close(fig)
+            self.handle.update(Image(png.getvalue()))
             self.drawn = time.perf_counter()

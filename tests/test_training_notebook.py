@@ -10,9 +10,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from papermill import inspect_notebook
+from torch import nn
+from torch._dynamo.testing import CompileCounter
 
-from attentiondrop_nb.training import METHODS, Config, make_config, summary, train
+from attentiondrop_nb.data import load
+from attentiondrop_nb.models import ResNet18
+from attentiondrop_nb.training import Config, Trainer, evaluate, load_run, make_config, read_record, run_name, summary, train, train_epoch
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
@@ -26,11 +31,12 @@ def papermill(folder, **parameters):
 
 
 QUICK = dict(width=4, epochs=1, batch_size=256, out_dir="out")
+FAST = dict(width=2, epochs=3, batch_size=128, train_images=256)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method):
-    done = papermill(tmp_path, method=method, run_name="quick", **QUICK)
+@pytest.mark.parametrize("method, cutout", [("ad", True), ("dropblock", False)])
+def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method, cutout):
+    done = papermill(tmp_path, method=method, cutout=cutout, run_name="quick", **QUICK)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / "quick"
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.safetensors", "curve.png", "record.json"]
@@ -41,6 +47,12 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method):
     accuracy = record["final"]["test_accuracy"]
     assert f"test accuracy  {accuracy:.2%}  ({round(accuracy * 360)} of 360 held-out images" in done.stdout
     assert "out/quick/record.json" in done.stdout and "out/quick/curve.png" in done.stdout
+    kept = nbformat.read(tmp_path / "run.ipynb", 4)
+    assert any("image/png" in o.get("data", {}) for c in kept.cells for o in c.get("outputs", [])), "the live curve is missing"
+    model, again = load_run(folder)
+    data = load("digits")
+    stats = [torch.tensor(again["data"][k]) for k in ("mean", "std")]
+    assert evaluate(model, data.x_test, data.y_test, stats)[1] == pytest.approx(accuracy, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +61,11 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method):
         (dict(epoch=3), "unknown parameter 'epoch' = 3; did you mean 'epochs'?"),
         (dict(method="dropblok"), "parameter 'method' is 'dropblok'"),
         (dict(dataset="nowhere"), "no data set 'nowhere'"),
-        (dict(epochs="1.5"), "parameter 'epochs' is 1.5, a float; int is needed"),
+        (dict(epochs="1.5"), "parameter 'epochs' is 1.5, a float; int or None is needed"),
         (dict(device="abacus"), "parameter 'device' is 'abacus'"),
         (dict(run_name=".."), "parameter 'run_name' is '..'"),
+        (dict(method="none", alpha=0.1), "parameter 'alpha' is 0.1, but method 'none' does not use it"),
+        (dict(train_images=5000), "train_images is 5000; digits has 1437 training images"),
     ],
 )
 def test_bad_parameters_end_the_run_before_anything_is_written(tmp_path, parameters, says):
@@ -70,10 +84,11 @@ def test_an_npz_trains(tmp_path):
 
 def test_a_run_without_git_and_a_diverged_run_are_recorded(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    run = train(make_config(dict(width=2, epochs=1, batch_size=512, lr=1e30)), progress=False)
+    run = train(make_config(dict(width=2, epochs=5, batch_size=512, lr=1e30)), progress=False)
     assert run.record["environment"]["commit"] is None
     assert run.record["status"] == "diverged" and run.record["epochs"][0]["train_loss"] is None
     assert "DIVERGED" in summary(run.record) and json.dumps(run.record, allow_nan=False)
+    assert len(run.record["epochs"]) < 5  # it does not go on with NaN
 
 
 def test_the_notebook_can_be_run_twice_in_one_kernel():
@@ -82,7 +97,7 @@ def test_the_notebook_can_be_run_twice_in_one_kernel():
     for _ in range(2):
         exec(cells[0], namespace)  # the parameters
         exec(cells[1], namespace)  # the check
-        namespace["run"] = namespace["train"](Config(width=2, epochs=1, batch_size=512), progress=False)
+        namespace["run"] = namespace["train"](make_config(dict(width=2, epochs=1, batch_size=512)), progress=False)
 
 
 def test_parameters_cell_and_config_say_the_same():
@@ -95,6 +110,86 @@ def test_parameters_cell_and_config_say_the_same():
 def test_parameters_are_explained():
     cell = next(c for c in nbformat.read(NOTEBOOK, 4).cells if "parameters" in c.metadata.get("tags", []))
     assert not [line for line in cell.source.splitlines() if "  # " not in line]
+
+
+KILLED = """
+import sys
+import attentiondrop_nb.training as training
+training.SAVE_SECONDS = 0
+config = training.make_config({values!r})
+training.train(config, folder={folder!r}, progress=False, on_epoch=lambda record: print(len(record["epochs"]), flush=True))
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path):
+    values = FAST | dict(epochs=6, method="released", cutout=True)
+    code = KILLED.format(values=values, folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert [process.stdout.readline().strip() for _ in range(3)] == ["1", "2", "3"]
+        process.kill()
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["resume.safetensors"]
+    config = make_config(values)
+    epochs = []
+    model, record = train(config, folder=tmp_path, progress=False, on_epoch=lambda r: epochs.append(len(r["epochs"])))
+    assert epochs[0] > 2 and epochs[-1] == 6 and record["environment"]["resumed"]
+    straight, whole = train(config, progress=False)
+    assert [e["train_loss"] for e in record["epochs"]] == [e["train_loss"] for e in whole["epochs"]]
+    assert all(v.equal(straight.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_a_broken_record_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "record.json"
+    for text, says in (("{", "holds no record"), ("[]", "holds no record"), ('{"schema": 1}', "schema 1")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=says) as error:
+            read_record(path)
+        assert str(path) in str(error.value)
+
+
+def test_a_run_name_does_not_depend_on_where_the_run_is():
+    base = run_name(make_config(FAST))
+    assert base == run_name(make_config(FAST | dict(out_dir="x", data_dir="y", device="cpu", run_name="z")))
+    others = [run_name(make_config(FAST | v)) for v in (dict(lr=0.2), dict(precision="bfloat16"), dict(rescale="none"), dict(cutout_length=8, cutout=True))]
+    assert len({base, *others}) == 5
+
+
+@pytest.mark.parametrize("method", ["ad", "dropblock"])
+def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, method):
+    counter = CompileCounter()  # runs the captured graphs as they are, and counts them
+    monkeypatch.setattr(ResNet18, "compile", lambda self: nn.Module.compile(self, backend=counter))
+    values, frames = FAST | dict(method=method, train_images=384, epochs=1), []
+    if method == "dropblock":
+        values |= dict(block_size=5)
+    trainer = Trainer(make_config(values | dict(compile=True)), load("digits"))
+    train_epoch(trainer, lambda: frames.append(counter.frame_count))
+    assert frames[0] > 0 and frames[-1] <= frames[1], frames  # lr and α moved; at most one more graph, for the second step
+    eager = Trainer(make_config(values), load("digits"))
+    train_epoch(eager)
+    for (name, a), b in zip(trainer.model.state_dict().items(), eager.model.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_mixed_precision_keeps_float32_weights_and_learns():
+    run = train(make_config(FAST | dict(precision="bfloat16", width=4, lr=0.05)), progress=False)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32} and run.record["environment"]["precision"] == "bfloat16"
+    losses = [e["train_loss"] for e in run.record["epochs"]]
+    assert losses[-1] < losses[0]
+    plain = train(make_config(FAST | dict(width=4, lr=0.05)), progress=False)
+    assert plain.record["epochs"][0]["train_loss"] != losses[0] and plain.record["environment"]["precision"] == "float32"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: whether PyTorch waits for it cannot be seen here")
+def test_no_step_waits_for_the_gpu():
+    trainer = Trainer(make_config(FAST | dict(cutout=True)), load("digits"))
+    train_epoch(trainer)  # warm up: libraries load and plan
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        seen = []
+        with pytest.raises(RuntimeError):  # the one look at the end of the epoch
+            train_epoch(trainer, lambda: seen.append(1))
+        assert len(seen) == trainer.steps_per_epoch
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif("ATTENTIONDROP_DATA" not in os.environ, reason="ATTENTIONDROP_DATA is not set: no real CIFAR-10 here")
