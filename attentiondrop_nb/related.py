@@ -241,7 +241,7 @@ def sample_mask(method: str, x: Tensor, alpha: float = 0.1, generator: torch.Gen
 def neighbour_mean(x):
     "The mean of each unit's 8 neighbours in its plane, `x` [N, C, H, W]; at the border, of those that exist."
     ring = lambda t: 9 * F.avg_pool2d(t, 3, 1, 1) - t
-    return ring(x) / ring(torch.ones_like(x)).clamp_min(1)
+    return ring(x) / ring(torch.ones_like(x[:1, :1])).clamp_min(1)
 
 
 def centred(v, touched):

@@ -172,7 +172,7 @@ def points(d):
 def cells(runs, baseline, reference=label(NONE)):
     "The cells of one row {seed: record}, as text: n, accuracies in percent, paired difference to the row `baseline`."
     d = paired_difference(accuracies(runs), accuracies(baseline))
-    gap = "" if d.n in (0, len(runs)) else f" ({d.n} pairs)"
+    gap = "" if math.isnan(d.low) or d.n == len(runs) else f" ({d.n} pairs)"
     return {
         "n": count(runs) if runs else "-", "final": spread(accuracies(runs).values()), "best epoch": spread(accuracies(runs, "best").values()),
         f"over {reference} [95 %]": "-" if runs is baseline else points(d) + gap,
@@ -194,10 +194,10 @@ def command(grid):
             "then give `records_dir` that folder.")
 
 
-def missing(rows, order, grid):
-    "Markdown: which rows of `order` have no records, and the command that makes them; '' if none is missing."
+def missing(rows, order, grid=None):
+    "Markdown: which rows of `order` have no records, and the command that makes them if a `grid` has them; '' if none is missing."
     gone = [label(row) for row in order if not rows.get(row)]
-    return f"No records for {', '.join(gone)}. {command(grid)}" if gone else ""
+    return f"No records for {', '.join(gone)}. {command(grid) if grid else ''}" if gone else ""
 
 # %% ../nbs/11_tables.ipynb #02f523e5
 def row_order(rows, paper):
@@ -238,7 +238,7 @@ def paper_tables(records, datasets, paper, grid):
         rows = {name: by_row(runs, "method", "cutout") for name, (_, runs) in chosen.items()}
         order = row_order({row for r in rows.values() for row in r}, paper)
         frame = pd.concat({name: table(r, order, paper.get(name, {})) for name, r in rows.items()}, axis=1)
-        notes = [f"**{name}**: {caption(*chosen[name])} {missing(r, paper.get(name, {}), grid)}" for name, r in rows.items()]
+        notes = [f"**{name}**: {caption(*chosen[name])} {missing(r, order, grid if name in paper else None)}" for name, r in rows.items()]
         parts.append(Part(frame, "\n\n".join(notes), rows))
     return parts
 
@@ -254,14 +254,16 @@ def compare(rows, a, b, split="test_accuracy"):
 
 
 def evidence(a, b, d, paper):
-    "'AD − AM +0.10 [-0.20, +0.40] from 3 pairs (paper +0.18)'."
+    "'AD − AM: +0.10 [-0.20, +0.40] from 3 pairs (paper +0.18)'."
     few = {0: "no pairs of runs", 1: "1 pair, no interval"}.get(d.n, f"no interval, {d.n} equal differences")
-    found = few if math.isnan(d.low) else f"{points(d)} from {d.n} pairs"
-    return f"{short(a)} − {short(b)} {found}" + (f" (paper {paper[a][0] - paper[b][0]:+.2f})" if a in paper and b in paper else "")
+    found = f": {few}" if math.isnan(d.low) else f": {points(d)} from {d.n} pairs"
+    return f"{short(a)} − {short(b)}{found}" + (f" (paper {paper[a][0] - paper[b][0]:+.2f})" if a in paper and b in paper else "")
 
 
 def judge(claims, rows, paper={}, split="test_accuracy"):
     "Markdown: one sentence for each of `claims`, {text: [(better row, worse row), ...]}."
+    if not rows:
+        return f"* No records: none of {len(claims)} claims can be told."
     lines = []
     for claim, pairs in claims.items():
         found = [compare(rows, a, b, split) for a, b in pairs]
@@ -379,7 +381,7 @@ def draw_differences(ax, rows, default):
             ax.errorbar(at, 100 * d.mean, 100 * (d.high - d.mean), fmt="o", color="#0072B2", capsize=4)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.margins(y=0.15)
-    far = max(map(abs, ax.get_ylim())) > 10  # one value far off must not flatten the others
+    far = bool(max(map(abs, ax.get_ylim())) > 10)  # one value far off must not flatten the others
     ax.set_yscale("symlog", linthresh=1) if far else None
     ax.set_ylabel("test, over default\nin points" + ", log beyond 1" * far)
 
