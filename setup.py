@@ -35,6 +35,9 @@ setup(
         for name, value in cfg.items()
         if name.endswith("_requirements")
     },
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={
+        "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+        "console_scripts": cfg["console_scripts"].split(),
+    },
     zip_safe=False,
 )

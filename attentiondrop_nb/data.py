@@ -6,8 +6,8 @@
 __all__ = ['OUTLINES', 'KEYS', 'OFFICIAL', 'EMBEDDED', 'Images', 'digits', 'disc', 'box', 'triangle', 'uniform', 'pixel_centres',
            'place_objects', 'texture', 'spot', 'paint', 'draw', 'draw_split', 'shapes', 'read_npz', 'read_arrays',
            'check_split', 'check_same_size', 'channels_first', 'labels', 'read_folder', 'splits_of', 'open_split',
-           'official_files', 'fetch', 'fetch_missing', 'read_split', 'read_official', 'load', 'not_found',
-           'balanced_order', 'subset', 'channel_stats', 'normalize', 'random_crop', 'random_mirror', 'augment']
+           'official_files', 'fetch', 'fetch_missing', 'read_split', 'read_official', 'not_found', 'find_official',
+           'load', 'balanced_order', 'subset', 'channel_stats', 'normalize', 'random_crop', 'random_mirror', 'augment']
 
 # %% ../nbs/07_data.ipynb #13e750de
 import math
@@ -165,7 +165,7 @@ def shapes(n_train=10_000, n_test=2_000, seed=0):
     (x, y, m), (x_test, y_test, m_test) = (draw_split(n, np.random.RandomState([seed, k])) for k, n in enumerate((n_train, n_test)))
     return Images("shapes", x, y, x_test, y_test, tuple(OUTLINES), masks_train=m, masks_test=m_test)
 
-# %% ../nbs/07_data.ipynb #42160774
+# %% ../nbs/07_data.ipynb #cc7863cb
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -195,7 +195,7 @@ def read_arrays(path):
     except (ValueError, OSError, EOFError, BadZipFile, TypeError) as e:
         raise ValueError(f"{path} cannot be read as an npz file of plain arrays: {e}") from e
 
-# %% ../nbs/07_data.ipynb #aff960cb
+# %% ../nbs/07_data.ipynb #57800222
 def check_split(where, x, y):
     "Raise ValueError unless images `x` and labels `y` (numpy) have the form that `read_npz` takes."
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or x.size == 0:
@@ -208,7 +208,7 @@ def check_same_size(where, train, test):
     if tuple(train) != tuple(test):
         raise ValueError(f"{where}: training images are {tuple(train)} pixels, test images {tuple(test)}; one size is needed")
 
-# %% ../nbs/07_data.ipynb #cc7863cb
+# %% ../nbs/07_data.ipynb #154ef5f8
 def channels_first(x):
     "numpy uint8 [N, H, W, 3] or [N, H, W] -> tensor uint8 [N, 3, H, W]."
     x = torch.from_numpy(x)
@@ -218,7 +218,7 @@ def channels_first(x):
 def labels(y):
     return torch.from_numpy(y.astype(np.int64))
 
-# %% ../nbs/07_data.ipynb #57800222
+# %% ../nbs/07_data.ipynb #a9d5bcf9
 def read_folder(name, root):
     "`root`/{train,test}/<class>/*.png|jpg -> `Images`, classes in alphabetical order. Raises ValueError on unequal splits or sizes."
     from torchvision.datasets import ImageFolder
@@ -234,13 +234,14 @@ def read_folder(name, root):
         x = torch.empty(len(split), *size, dtype=torch.uint8)
         for i, (image, _) in enumerate(split):
             if image.shape != size:
-                raise ValueError(f"{split.samples[i][0]} is {tuple(image.shape[1:])} pixels, the first image {tuple(size[1:])}; one size is needed")
+                sizes = f"{tuple(image.shape[1:])} pixels, the first image {tuple(size[1:])}"
+                raise ValueError(f"{split.samples[i][0]} is {sizes}; one size is needed")
             x[i] = image
         tensors += [x, torch.tensor(split.targets)]
     check_same_size(root, tensors[0].shape[2:], tensors[2].shape[2:])
     return Images(name, *tensors, tuple(splits[0].classes))
 
-# %% ../nbs/07_data.ipynb #0e9d54bb
+# %% ../nbs/07_data.ipynb #2d5dfad1
 OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "fashion_mnist": "FashionMNIST"}  # torchvision's names
 
 
@@ -269,7 +270,7 @@ def official_files(name, split):
     files = [file for file, _ in reader.train_list + reader.test_list] + [reader.meta["filename"]]
     return [Path(reader.base_folder) / file for file in files], [Path(reader.filename)]
 
-# %% ../nbs/07_data.ipynb #3fcebacb
+# %% ../nbs/07_data.ipynb #45d89469
 def fetch(name, root, split):
     "Download one split into `root`, by way of a temporary folder in it. Raises what torchvision raises."
     root.mkdir(parents=True, exist_ok=True)
@@ -291,16 +292,17 @@ def fetch_missing(name, root):
         if not all((root / file).is_file() for file in official_files(name, split)[0]):
             fetch(name, root, split)
 
-# %% ../nbs/07_data.ipynb #efe82edd
+# %% ../nbs/07_data.ipynb #c71c645d
 def read_split(name, root, split):
-    "One split by torchvision's reader -> images uint8 [N, 3, H, W] (a view), labels int64 [N], class names. Raises ValueError if damaged."
+    "One split by torchvision's reader -> images uint8 [N, 3, H, W] (a view), labels, class names. Raises ValueError if damaged."
     try:
         data = open_split(name, root, split)
     except (RuntimeError, AssertionError, ValueError, KeyError, OSError) as e:
         files = official_files(name, split)[0]
         where = root / (files[0] if len(files) == 1 else files[0].parent)
         raise ValueError(
-            f"{where} is not {name} as torchvision knows it: damaged, incomplete or another version. Delete it, and the next call downloads it again"
+            f"{where} is not {name} as torchvision knows it: damaged, incomplete or another version. "
+            "Delete it, and the next call downloads it again"
         ) from e
     x = torch.as_tensor(data.data)  # [N, H, W] grey, [N, H, W, 3] in CIFAR, [N, 3, H, W] in SVHN
     x = x[:, None].expand(-1, 3, -1, -1) if x.dim() == 3 else x.permute(0, 3, 1, 2) if x.shape[3] == 3 else x
@@ -314,7 +316,27 @@ def read_official(name, root):
     x_train, y_train = (torch.cat(parts) for parts in list(zip(*train))[:2])  # the parts and the whole: two copies at most
     return Images(name, x_train.contiguous(), y_train, x_test.contiguous(), y_test, classes)
 
-# %% ../nbs/07_data.ipynb #a0b38740
+# %% ../nbs/07_data.ipynb #66e39ba9
+def not_found(name, data_dir):
+    "The sentence that says what `load` looked for and what to do."
+    root = Path(data_dir) / name
+    text = f"no data set {name!r}: looked for the file {root}.npz (arrays {', '.join(KEYS)})"
+    text += f" and for the folders {root}/train/<class> and {root}/test/<class> (png or jpg)"
+    if name in OFFICIAL:
+        files = dict.fromkeys(str(root.parent / official_files(name, split)[0][0]) for split in splits_of(name))
+        text += f", then for torchvision's files ({', '.join(files)}{', ...' if name != 'svhn' else ''})"
+    return f"{text}. Put one of them there, or name another data_dir; digits and shapes need no files."
+
+
+def find_official(name, data_dir):
+    "torchvision's data set in `data_dir`, downloaded if missing -> `Images`. Raises FileNotFoundError if it cannot be had."
+    try:
+        fetch_missing(name, Path(data_dir))
+    except (OSError, RuntimeError, EOFError, HTTPException) as e:
+        raise FileNotFoundError(f"{not_found(name, data_dir)} Downloading it failed: {' '.join(str(e).split())}") from e
+    return read_official(name, Path(data_dir))
+
+# %% ../nbs/07_data.ipynb #1b5525a1
 EMBEDDED = {"digits": digits, "shapes": shapes}
 
 
@@ -327,29 +349,17 @@ def load(name, data_dir="data"):
     """
     if name in EMBEDDED:
         return EMBEDDED[name]()
-    path, root = Path(data_dir) / f"{name}.npz", Path(data_dir) / name
+    root = Path(data_dir) / name
+    path = root.with_name(f"{name}.npz")
     if path.is_file():
         return read_npz(name, path)
     if (root / "train").is_dir() and (root / "test").is_dir():
         return read_folder(name, root)
-    if name not in OFFICIAL:
-        raise FileNotFoundError(f"{not_found(name, path, root)}. Names that need no file of yours: {', '.join([*EMBEDDED, *OFFICIAL])}")
-    try:
-        fetch_missing(name, Path(data_dir))
-    except (OSError, RuntimeError, EOFError, HTTPException) as e:
-        raise FileNotFoundError(f"{not_found(name, path, root)}. Downloading it failed: {e}") from e
-    return read_official(name, Path(data_dir))
-
-
-def not_found(name, path, root):
-    "What `load` looked for, and what to do."
-    text = f"no data set {name!r}: looked for the file {path} (arrays {', '.join(KEYS)}), for the folders {root}/train/<class> and {root}/test/<class> (png or jpg)"
     if name in OFFICIAL:
-        files = [root.parent / files[0] for files, _ in (official_files(name, split) for split in splits_of(name))]
-        text += f", and for torchvision's files ({', '.join(map(str, dict.fromkeys(files)))})"
-    return f"{text}. Put one of them there, or name another data_dir; digits and shapes need no files"
+        return find_official(name, data_dir)
+    raise FileNotFoundError(f"{not_found(name, data_dir)} These are downloaded: {', '.join(OFFICIAL)}.")
 
-# %% ../nbs/07_data.ipynb #a4f3ab37
+# %% ../nbs/07_data.ipynb #09f90207
 def balanced_order(y):
     "A fixed order of the labels `y` [N] that takes one image of each class in turn, as long as there are any: int64 [N]."
     shuffled = torch.from_numpy(np.random.RandomState(0).permutation(len(y))).to(y.device)  # one order for every run and version
@@ -362,12 +372,13 @@ def balanced_order(y):
 def subset(data, n):
     "`data` with the first `n` training images of a fixed, class-balanced order, and all test images. Raises ValueError on a bad n."
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= len(data.x_train):
-        raise ValueError(f"train_images is {n!r}; {data.name} has {len(data.x_train)} training images, so a whole number of 1 to that is needed")
+        most = len(data.x_train)
+        raise ValueError(f"train_images is {n!r}; {data.name} has {most} training images, so a whole number from 1 to {most} is needed")
     keep = balanced_order(data.y_train)[:n]
     masks = None if data.masks_train is None else data.masks_train[keep]
     return replace(data, x_train=data.x_train[keep], y_train=data.y_train[keep], masks_train=masks)
 
-# %% ../nbs/07_data.ipynb #09f90207
+# %% ../nbs/07_data.ipynb #7394c717
 def channel_stats(x):
     "Mean and standard deviation of each channel of `x` (uint8 [N, C, H, W]) in units of 1 = 255: two float32 [C]."
     levels = torch.arange(256, dtype=torch.float64, device=x.device) / 255
@@ -383,7 +394,7 @@ def normalize(x, mean, std):
     scale = torch.where(std > 0, std, 1.0)
     return (x.float() / 255 - mean[:, None, None]) / scale[:, None, None]
 
-# %% ../nbs/07_data.ipynb #163e91dc
+# %% ../nbs/07_data.ipynb #a44411f5
 def random_crop(x, pad=4, generator=None):
     "Zero-pad `x` [N, C, H, W] by `pad` on each side, and cut an H×W window at a random place, one for each image."
     n, c, h, w = x.shape

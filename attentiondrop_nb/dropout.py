@@ -155,7 +155,7 @@ class DropLayer2d(nn.Module):
 
     def extra_repr(self):
         alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")
-        options = [f"{k}={v!r}" for k, v in vars(self).items() if k in ("beta", "granularity", "rescale")]
+        options = [f"{k}={v!r}" for k, v in vars(self).items() if k in ("block_size", "beta", "granularity", "rescale")]
         return ", ".join([f"alpha={alpha}", *options])
 
 # %% ../nbs/00_dropout.ipynb #7cb93e30

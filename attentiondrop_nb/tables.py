@@ -6,9 +6,9 @@
 __all__ = ['OPTIONS', 'NONE', 'CUTOUT', 'WORDS', 'STYLES', 'SPLITS', 'spread', 'Difference', 'paired_difference', 'verdict',
            'sampling_error', 'identity', 'load_records', 'check_parameters', 'check_datasets', 'setting', 'departures',
            'by_setting', 'by_row', 'label', 'accuracies', 'count', 'points', 'cells', 'table', 'command', 'missing',
-           'row_order', 'caption', 'Part', 'paper_tables', 'short', 'compare', 'evidence', 'judge', 'cutout_share',
-           'curves', 'draw_curve', 'end_range', 'plot_curves', 'save_figure', 'ablation', 'ablation_table',
-           'draw_values', 'draw_differences', 'plot_ablation']
+           'row_order', 'caption', 'set_aside', 'Part', 'paper_tables', 'short', 'compare', 'evidence', 'judge',
+           'cutout_share', 'curves', 'draw_curve', 'end_range', 'plot_curves', 'save_figure', 'ablation',
+           'ablation_table', 'draw_values', 'draw_differences', 'plot_ablation']
 
 # %% ../nbs/11_tables.ipynb #305e4fea
 import math
@@ -27,7 +27,7 @@ def spread(shares):
         return "-"
     return f"{mean(values):.2f} ± {stdev(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
-# %% ../nbs/11_tables.ipynb #1d635bca
+# %% ../nbs/11_tables.ipynb #89370eb0
 class Difference(NamedTuple):
     "Mean paired difference with its 95 % interval (NaN where there is none), from n pairs."
 
@@ -47,7 +47,7 @@ def paired_difference(a, b):
     half = float(t.ppf(0.975, len(d) - 1)) * stdev(d) / math.sqrt(len(d))  # t · s_d / √n
     return Difference(mean(d), mean(d) - half, mean(d) + half, len(d))
 
-# %% ../nbs/11_tables.ipynb #efd84e4d
+# %% ../nbs/11_tables.ipynb #d2047a69
 def verdict(*differences):
     "'holds', 'does not hold' or 'cannot be told ...': is the first the better one in all `differences`? By the intervals alone."
     if any(d.high < 0 for d in differences):
@@ -57,12 +57,12 @@ def verdict(*differences):
     n = min((d.n for d in differences), default=0)
     return f"cannot be told from {n} run{'s' * (n != 1)} of each" if n else "cannot be told without records"
 
-# %% ../nbs/11_tables.ipynb #ab8f69fa
+# %% ../nbs/11_tables.ipynb #db3d3a42
 def sampling_error(p, n):
     "Standard error of an accuracy (a share) `p` measured on `n` test images."
     return math.sqrt(p * (1 - p) / n)
 
-# %% ../nbs/11_tables.ipynb #db3d3a42
+# %% ../nbs/11_tables.ipynb #7c162c26
 def identity(record):
     "What makes two runs the same run: all parameters but places."
     return tuple(sorted((k, v) for k, v in record["parameters"].items() if k not in SAME_RUN))
@@ -81,7 +81,7 @@ def load_records(records_dir):
         seen[key] = path, record
     return [record for _, record in seen.values()]
 
-# %% ../nbs/11_tables.ipynb #4a1889d6
+# %% ../nbs/11_tables.ipynb #6a834f96
 def check_parameters(namespace, **kinds):
     "Check a notebook's `globals()` against the parameters it declares, name=type. Raises TypeError or ValueError naming the parameter."
     values = own_values(namespace, kinds)
@@ -101,7 +101,7 @@ def check_datasets(name, value, paper, records):
             raise ValueError(f"parameter {name!r} is {value!r}; {dataset!r} has no records here. Choose from {', '.join(known)}")
     return value.split()
 
-# %% ../nbs/11_tables.ipynb #5a3fe454
+# %% ../nbs/11_tables.ipynb #8727585a
 OPTIONS = ("alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length")
 
 
@@ -119,7 +119,7 @@ def departures(record):
     default = asdict(make_config({k: p[k] for k in ("dataset", "method", "cutout")}))
     return {k for k in OPTIONS if p[k] != default[k]}
 
-# %% ../nbs/11_tables.ipynb #510acecc
+# %% ../nbs/11_tables.ipynb #a1348c73
 def by_setting(records, dataset):
     "The runs on a data set as {setting: [records]}, the setting with most runs first."
     groups = {}
@@ -141,7 +141,7 @@ def by_row(records, *names):
         row[p["seed"]] = record
     return rows
 
-# %% ../nbs/11_tables.ipynb #e169d8c4
+# %% ../nbs/11_tables.ipynb #02f523e5
 NONE, CUTOUT = ("none", False), ("none", True)  # rows: method, with Cutout or not
 WORDS = {"none": "", "dropout": "Dropout", "spatial": "SpatialDropout", "dropblock": "DropBlock", "am": "AM", "sm": "SM", "ad": "AD", "released": "released AD"}
 
@@ -161,7 +161,7 @@ def count(runs):
     diverged = sum(record["status"] == "diverged" for record in runs.values())
     return f"{len(runs)} ({diverged} diverged)" if diverged else str(len(runs))
 
-# %% ../nbs/11_tables.ipynb #336b876e
+# %% ../nbs/11_tables.ipynb #b2d0fe84
 def points(d):
     "A `Difference` of shares in percentage points, '+0.40 [+0.15, +0.65]'; '-' where there is no interval."
     if math.isnan(d.low):
@@ -187,7 +187,7 @@ def table(rows, order, paper):
     baseline = rows.get(NONE, {})
     return pd.DataFrame({label(row): cells(rows.get(row, {}), baseline) | {"paper": theirs[row]} for row in order}).T
 
-# %% ../nbs/11_tables.ipynb #44ae6797
+# %% ../nbs/11_tables.ipynb #aaebe83b
 def command(grid):
     "Markdown: the command that makes the records of a grid."
     return (f"This makes them, from the project's folder: `attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs`; "
@@ -199,7 +199,7 @@ def missing(rows, order, grid=None):
     gone = [label(row) for row in order if not rows.get(row)]
     return f"No records for {', '.join(gone)}. {command(grid) if grid else ''}" if gone else ""
 
-# %% ../nbs/11_tables.ipynb #02f523e5
+# %% ../nbs/11_tables.ipynb #40920288
 def row_order(rows, paper):
     "The rows of the paper first, then the others, by method."
     first = list(dict.fromkeys(row for numbers in paper.values() for row in numbers))
@@ -217,7 +217,13 @@ def caption(shared, records):
     failed = [f"{label((r['parameters']['method'], r['parameters']['cutout']))}, seed {r['parameters']['seed']}" for r in records if r["status"] == "diverged"]
     return f"{text}. Trained on: {where}. {error}" + (f" **Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "")
 
-# %% ../nbs/11_tables.ipynb #b2d0fe84
+# %% ../nbs/11_tables.ipynb #d462d31c
+def set_aside(records, dataset):
+    "Markdown: how many runs on a data set are left to the ablations because an option is not at its default; '' if none."
+    n = sum(bool(departures(r)) for r in records if r["parameters"]["dataset"] == dataset)
+    return f"Left to the ablations: {n} run{'s' * (n != 1)} with an option that is not at its default." if n else ""
+
+
 class Part(NamedTuple):
     "One table: its DataFrame, a text under it, and the rows of each data set in it."
 
@@ -239,10 +245,10 @@ def paper_tables(records, datasets, paper, grid):
         order = row_order({row for r in rows.values() for row in r}, paper)
         frame = pd.concat({name: table(r, order, paper.get(name, {})) for name, r in rows.items()}, axis=1)
         notes = [f"**{name}**: {caption(*chosen[name])} {missing(r, order, grid if name in paper else None)}" for name, r in rows.items()]
-        parts.append(Part(frame, "\n\n".join(notes), rows))
+        parts.append(Part(frame, "\n\n".join(notes + [set_aside(records, name) for name in rows if k == 0]), rows))
     return parts
 
-# %% ../nbs/11_tables.ipynb #aaebe83b
+# %% ../nbs/11_tables.ipynb #9f937999
 def short(row):
     "('ad', True) -> 'AD + Cutout'; the network alone is 'ResNet-18'."
     return label(row).removeprefix("ResNet-18 + ")
@@ -270,7 +276,7 @@ def judge(claims, rows, paper={}, split="test_accuracy"):
         lines.append(f"* *{claim}*: **{verdict(*found)}**. " + "; ".join(evidence(a, b, d, paper) for (a, b), d in zip(pairs, found)) + ".")
     return "\n".join(lines)
 
-# %% ../nbs/11_tables.ipynb #40920288
+# %% ../nbs/11_tables.ipynb #857bdf12
 def cutout_share(rows, paper={}):
     "Markdown: what AD + Cutout gains over the network alone, and how much of that Cutout alone brings."
     total, alone, rest = (compare(rows, *pair) for pair in ((("ad", True), NONE), (CUTOUT, NONE), (("ad", True), CUTOUT)))
@@ -284,7 +290,7 @@ def cutout_share(rows, paper={}):
         text += f" In the paper: {gain:+.2f} and {cut:+.2f}, so {cut / gain:.0%}."
     return "* *How much of AD + Cutout is Cutout*: " + text
 
-# %% ../nbs/11_tables.ipynb #eb470b82
+# %% ../nbs/11_tables.ipynb #29d4d9e7
 STYLES = {  # of methods: colour and dashes
     "none": ("#000000", (0, (1, 1))), "dropout": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))), "spatial": ("#56B4E9", (0, (3, 1, 1, 1))), "dropblock": ("#009E73", (0, (6, 2))),
     "am": ("#CC79A7", (0, (3, 1))), "sm": ("#0072B2", (0, (5, 1, 1, 1))), "ad": ("#D55E00", "-"), "released": ("#999999", (0, (2, 2))),
@@ -307,7 +313,7 @@ def draw_curve(ax, row, runs, key, first=1):
     ax.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=colour, alpha=0.15, linewidth=0)
     ax.plot(epochs, list(map(mean, by_epoch)), color=colour, linestyle=dashes, label=f"{short(row)}, n = {count(runs)}", **mark)
 
-# %% ../nbs/11_tables.ipynb #9f937999
+# %% ../nbs/11_tables.ipynb #a35177fe
 def end_range(rows, key, first):
     "Lowest and highest accuracy in percent from epoch `first` on, of all runs that did not diverge, and some air; None if all did."
     sound = [{0: r} for runs in rows.values() for r in runs.values() if r["status"] != "diverged"]
@@ -328,19 +334,20 @@ def plot_curves(rows, title):
                 draw_curve(ax, row, rows[row], key, first)
             ax.set(xlabel="epoch", ylabel=f"{SPLITS[key][0]} accuracy in %")
             ax.set_ylim(None if first == 1 else end_range(rows, key, first))
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.3)
     fig.suptitle(title)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return fig
 
-# %% ../nbs/11_tables.ipynb #32309d33
+# %% ../nbs/11_tables.ipynb #df636d7b
 def save_figure(fig, out_dir, name):
     "Write `name`.png and `name`.svg into the folder `out_dir`. Returns their paths."
     for kind, options in (("png", dict(dpi=200)), ("svg", dict(metadata={"Date": None}))):
         write_atomic(Path(out_dir) / f"{name}.{kind}", lambda path: fig.savefig(path, format=kind, **options))
     return [Path(out_dir) / f"{name}.{kind}" for kind in ("png", "svg")]
 
-# %% ../nbs/11_tables.ipynb #2167fa3d
+# %% ../nbs/11_tables.ipynb #5fe48eed
 def ablation(records, name):
     "AD without Cutout, all options but `name` at their defaults (`name` may be 'method'): {value: {seed: record}} by value."
     one = [r for r in records if not r["parameters"]["cutout"] and departures(r) <= {name}]
@@ -360,7 +367,7 @@ def ablation_table(rows, default):
         lines[str(value)] = dict(n=line.pop("n"), training=training) | line
     return pd.DataFrame(lines).T
 
-# %% ../nbs/11_tables.ipynb #693ae219
+# %% ../nbs/11_tables.ipynb #44911e3e
 def draw_values(ax, rows):
     "Final training and test accuracy of {value: {seed: record}}: a mark for each seed, a bar for their mean."
     for split, (word, colour, mark, shift) in SPLITS.items():
@@ -385,7 +392,7 @@ def draw_differences(ax, rows, default):
     ax.set_yscale("symlog", linthresh=1) if far else None
     ax.set_ylabel("test, over default\nin points" + ", log beyond 1" * far)
 
-# %% ../nbs/11_tables.ipynb #a35177fe
+# %% ../nbs/11_tables.ipynb #2b3096ba
 def plot_ablation(rows, default, name):
     "Figure of one ablation {value: {seed: record}}; the default has a *."
     from matplotlib import pyplot as plt

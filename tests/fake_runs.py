@@ -1,0 +1,64 @@
+"A stand-in for train.ipynb that trains nothing, so that tests of the scheduler are quick."
+import json
+from dataclasses import asdict
+
+import nbformat
+
+from attentiondrop_nb.sweeps import plan
+from attentiondrop_nb.training import SCHEMA, make_config
+
+PARAMETERS = """
+method: str = "ad"
+width: int = 4
+seed: int = 0
+data_dir: str = "data"
+out_dir: str = "runs"
+run_name: str = None
+"""
+BODY = """
+import json, os, shutil, sys, time
+from pathlib import Path
+
+own = json.loads((Path(data_dir) / f"{run_name}.json").read_text())  # what this run is to do, and its record
+with open(Path(data_dir) / "starts", "a") as file:
+    print(run_name, os.getpid(), file=file, flush=True)
+for word in own["do"].split():
+    if word == "fail":
+        raise ArithmeticError("this run was told to fail")
+    if word == "crash":
+        os.kill(os.getpid(), 9)
+    if word == "vanish":
+        os._exit(0)
+    if word == "write":
+        folder = Path(out_dir) / run_name
+        (folder / "record.tmp").write_text(json.dumps(own["record"]))
+        (folder / "record.tmp").rename(folder / "record.json")
+    if word.startswith("wait"):
+        time.sleep(float(word[4:]))
+"""
+
+
+def fake_notebook(folder):
+    "Write the notebook into `folder`; returns its path."
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+    cells = [nbformat.v4.new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY.strip())]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "fake.ipynb")
+    return folder / "fake.ipynb"
+
+
+def fake_grid(folder, *todo):
+    "A grid with a seed for each of `todo`, what its run is to do; returns the planned runs. Call it again to change what they do."
+    grid = {"name": "fake", "defaults": {"width": 4, "data_dir": str(folder)}, "runs": [{"seed": list(range(len(todo)))}]}
+    (folder / "grid.yaml").write_text(json.dumps(grid))  # JSON is YAML
+    runs = plan(grid, folder / "out")
+    for run, do in zip(runs, todo):
+        config = make_config(run.parameters)
+        record = dict(schema=SCHEMA, parameters=asdict(config), final={"test_accuracy": 0.5}, status="finished")
+        (folder / f"{run.name}.json").write_text(json.dumps(dict(do=do, record=record)))
+    return runs
+
+
+def starts(folder):
+    "[(run name, process id of its kernel), ...] of all starts so far."
+    file = folder / "starts"
+    return [(name, int(pid)) for name, pid in (line.split() for line in file.read_text().splitlines())] if file.exists() else []

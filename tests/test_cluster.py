@@ -1,0 +1,90 @@
+"attentiondrop-sweep on a real Ray cluster of two machines (on this one), one of which dies while it is training."
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import psutil
+import pytest
+from fake_runs import fake_grid, fake_notebook, starts
+
+from attentiondrop_nb.sweeps import plan, read_grid, state
+from attentiondrop_nb.training import read_record
+
+COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.sweeps import main; sys.exit(main())"]
+MEMORY = 80_000_000  # bytes of object store a node, about the least that Ray takes
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    "A head that runs nothing, and two nodes of one CPU each."
+    quick = tmp_path_factory.mktemp("quick")
+    # jsonschema loads this module if it is there, which takes each of Ray's dozen processes seconds
+    (quick / "rfc3987_syntax.py").write_text("raise ImportError('not in this test')\n")
+    own = dict(PYTHONPATH=str(quick), RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_DISABLE_IMPORT_WARNING="1")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, object_store_memory=MEMORY))
+        try:
+            made.nodes = [made.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
+            made.wait_for_nodes()
+            yield made
+        finally:
+            made.shutdown()
+
+
+def start(cluster, *arguments):
+    "The command, as a process."
+    return subprocess.Popen([*COMMAND, *map(str, arguments), "--ray", cluster.address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def raylet(node):
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
+def power_off(node):
+    "Kill a node and all that runs on it at once, as a power cut does; returns the command lines."
+    processes = [raylet(node), *raylet(node).children(recursive=True)]
+    lines = [" ".join(p.cmdline()) for p in processes]
+    for p in processes:
+        p.kill()
+    return lines
+
+
+def test_all_runs_finish_though_a_node_dies(cluster, tmp_path):
+    runs = fake_grid(tmp_path, *["wait2 write"] * 5, "fail")
+    arguments = tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path)
+    sweep, victim = start(cluster, *arguments), cluster.nodes[1]
+    end = time.monotonic() + 90
+    while not (killed := {name for name, pid in starts(tmp_path) if pid in {p.pid for p in raylet(victim).children(recursive=True)}}):
+        assert sweep.poll() is None and time.monotonic() < end, "no run came to the second node"
+        time.sleep(0.02)
+    assert len(killed) == 1 and state(next(r for r in runs if r.name in killed)) == "running"
+    power_off(victim)
+    said = sweep.communicate(timeout=240)[0]
+    assert [state(run) for run in runs] == ["done"] * 5 + ["failed"], said
+    times = Counter(name for name, _ in starts(tmp_path))
+    assert times == {run.name: 2 if run.name in killed else 1 for run in runs}  # begun anew elsewhere; the failed one is not repeated
+    assert sweep.returncode == 1 and "6 runs: 5 done, 1 failed" in said and "ArithmeticError: this run was told to fail" in said
+
+
+def test_real_training_on_the_node_that_is_left(cluster, tmp_path):
+    (tmp_path / "grid.yaml").write_text("runs: [{method: ad, width: 2, epochs: 1, batch_size: 512}]")
+    sweep = start(cluster, tmp_path / "grid.yaml", "--out", tmp_path / "out")
+    said = sweep.communicate(timeout=240)[0]
+    assert sweep.returncode == 0, said
+    (run,) = plan(read_grid(tmp_path / "grid.yaml"), tmp_path / "out")
+    record = read_record(run.folder / "record.json")
+    assert record["status"] == "finished" and record["environment"]["device"].startswith("cpu") and "1 runs: 1 done" in said
+
+
+def test_no_cluster_is_an_error(tmp_path):
+    fake_grid(tmp_path, "write")
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--notebook", str(fake_notebook(tmp_path)), "--ray", "127.0.0.1:1"]
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 2 and "no Ray cluster at 127.0.0.1:1" in done.stderr and not starts(tmp_path)
