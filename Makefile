@@ -9,7 +9,7 @@ PINNED := PIP_CONSTRAINT=.github/constraints.txt PIP_BUILD_CONSTRAINT=.github/co
 NOTEBOOKS := $(wildcard nbs/*.ipynb) nbs/experiments/train.ipynb
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab export notebooks readme build
+.PHONY: help demo smoke test lab export notebooks readme build
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -31,6 +31,9 @@ demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no
 
 test: $(READY)  ## run every notebook and every test
 	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations 5 -p no:cacheprovider
+
+smoke: $(READY)  ## make the runs of the smoke grid, and every table and figure from them (about 10 minutes)
+	$(BIN)/attentiondrop-sweep nbs/experiments/grids/smoke.yaml --out $(RUNS)/smoke --jobs 2 --redraw
 
 lab: $(READY)  ## open JupyterLab on nbs/
 	$(BIN)/jupyter lab nbs

@@ -386,7 +386,7 @@ def start_ray(address, gpus_per_run):
     ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == "local" else {}))
     if gpus_per_run is None:
         gpus_per_run = 0.25 if ray.cluster_resources().get("GPU") else 0
-    return ray.remote(execute_in).options(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)
+    return ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)(execute_in)
 
 
 def run_on_ray(runs, notebook, address, gpus_per_run, tick):

@@ -8,7 +8,7 @@ __all__ = ['OPTIONS', 'NONE', 'CUTOUT', 'WORDS', 'STYLES', 'SPLITS', 'spread', '
            'by_setting', 'by_row', 'label', 'accuracies', 'count', 'points', 'cells', 'table', 'command', 'missing',
            'row_order', 'caption', 'set_aside', 'Part', 'paper_tables', 'short', 'compare', 'evidence', 'judge',
            'cutout_share', 'curves', 'draw_curve', 'end_range', 'plot_curves', 'save_figure', 'ablation',
-           'ablation_table', 'draw_values', 'draw_differences', 'plot_ablation']
+           'ablation_table', 'draw_values', 'draw_differences', 'set_scale', 'plot_ablation']
 
 # %% ../nbs/11_tables.ipynb #305e4fea
 import math
@@ -72,7 +72,7 @@ def load_records(records_dir):
     "All records in a folder, `*.json` and `*/record.json`, by path. Raises if a file is no record or a run is there twice."
     folder, seen = Path(records_dir), {}
     if not folder.is_dir():
-        raise FileNotFoundError(f"parameter 'records_dir' is {str(records_dir)!r}, which is no folder here; give the folder that holds the runs")
+        raise FileNotFoundError(f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs")
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/record.json")]):
         record = read_record(path)
         key = identity(record)
@@ -143,7 +143,9 @@ def by_row(records, *names):
 
 # %% ../nbs/11_tables.ipynb #02f523e5
 NONE, CUTOUT = ("none", False), ("none", True)  # rows: method, with Cutout or not
-WORDS = {"none": "", "dropout": "Dropout", "spatial": "SpatialDropout", "dropblock": "DropBlock", "am": "AM", "sm": "SM", "ad": "AD", "released": "released AD"}
+WORDS = {
+    "none": "", "dropout": "Dropout", "spatial": "SpatialDropout", "dropblock": "DropBlock", "am": "AM", "sm": "SM", "ad": "AD", "released": "released AD"
+}
 
 
 def label(row):
@@ -174,7 +176,8 @@ def cells(runs, baseline, reference=label(NONE)):
     d = paired_difference(accuracies(runs), accuracies(baseline))
     gap = "" if math.isnan(d.low) or d.n == len(runs) else f" ({d.n} pairs)"
     return {
-        "n": count(runs) if runs else "-", "final": spread(accuracies(runs).values()), "best epoch": spread(accuracies(runs, "best").values()),
+        "n": count(runs) if runs else "-",
+        "final": spread(accuracies(runs).values()), "best epoch": spread(accuracies(runs, "best").values()),
         f"over {reference} [95 %]": "-" if runs is baseline else points(d) + gap,
     }
 
@@ -213,8 +216,9 @@ def caption(shared, records):
     where = ", ".join(sorted({r["environment"]["device"] for r in records}))
     test, p = records[0]["data"]["test"], median(r["final"]["test_accuracy"] for r in records)
     text = " · ".join(f"{k} {v}" for k, v in shared if v is not None)
-    error = f"Another test set of {test} images would move every row by about ± {100 * sampling_error(p, test):.2f} points (one standard error)."
-    failed = [f"{label((r['parameters']['method'], r['parameters']['cutout']))}, seed {r['parameters']['seed']}" for r in records if r["status"] == "diverged"]
+    error = f"Another {test} test images would move every row by about ± {100 * sampling_error(p, test):.2f} points (one standard error)."
+    diverged = [r["parameters"] for r in records if r["status"] == "diverged"]
+    failed = [f"{label((q['method'], q['cutout']))}, seed {q['seed']}" for q in diverged]
     return f"{text}. Trained on: {where}. {error}" + (f" **Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "")
 
 # %% ../nbs/11_tables.ipynb #d462d31c
@@ -245,7 +249,8 @@ def paper_tables(records, datasets, paper, grid):
         order = row_order({row for r in rows.values() for row in r}, paper)
         frame = pd.concat({name: table(r, order, paper.get(name, {})) for name, r in rows.items()}, axis=1)
         notes = [f"**{name}**: {caption(*chosen[name])} {missing(r, order, grid if name in paper else None)}" for name, r in rows.items()]
-        parts.append(Part(frame, "\n\n".join(notes + [set_aside(records, name) for name in rows if k == 0]), rows))
+        notes += [text for name in rows if k == 0 and (text := set_aside(records, name))]
+        parts.append(Part(frame, "\n\n".join(notes), rows))
     return parts
 
 # %% ../nbs/11_tables.ipynb #9f937999
@@ -284,7 +289,8 @@ def cutout_share(rows, paper={}):
         text = f"**{verdict(Difference(0, math.nan, math.nan, min(total.n, alone.n)))}**."
     else:
         text = f"AD + Cutout gains {points(total)} points over ResNet-18, Cutout alone {points(alone)}; AD adds {points(rest)} to Cutout."
-        text += f" So Cutout alone brings {alone.mean / total.mean:.0%} of the mean gain." if total.low > 0 else " The whole gain cannot be told from 0."
+        part = f"So Cutout alone brings {alone.mean / total.mean:.0%} of the mean gain."
+        text += f" {part if total.low > 0 else 'The whole gain is not above 0 for certain, so no share is given.'}"
     if {("ad", True), CUTOUT, NONE} <= paper.keys():
         gain, cut = (paper[row][0] - paper[NONE][0] for row in (("ad", True), CUTOUT))
         text += f" In the paper: {gain:+.2f} and {cut:+.2f}, so {cut / gain:.0%}."
@@ -292,7 +298,8 @@ def cutout_share(rows, paper={}):
 
 # %% ../nbs/11_tables.ipynb #29d4d9e7
 STYLES = {  # of methods: colour and dashes
-    "none": ("#000000", (0, (1, 1))), "dropout": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))), "spatial": ("#56B4E9", (0, (3, 1, 1, 1))), "dropblock": ("#009E73", (0, (6, 2))),
+    "none": ("#000000", (0, (1, 1))), "dropout": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+    "spatial": ("#56B4E9", (0, (3, 1, 1, 1))), "dropblock": ("#009E73", (0, (6, 2))),
     "am": ("#CC79A7", (0, (3, 1))), "sm": ("#0072B2", (0, (5, 1, 1, 1))), "ad": ("#D55E00", "-"), "released": ("#999999", (0, (2, 2))),
 }
 SPLITS = {"train_accuracy": ("training", "#D55E00", "s", -0.1), "test_accuracy": ("test", "#0072B2", "o", 0.1)}  # word, colour, mark, place
@@ -377,22 +384,33 @@ def draw_values(ax, rows):
             ax.plot([at + shift - 0.12, at + shift + 0.12], [mean(values)] * 2, color=colour, linewidth=2)
     ax.set_ylabel("accuracy in %")
 
-
+# %% ../nbs/11_tables.ipynb #2b3096ba
 def draw_differences(ax, rows, default):
     "Test accuracy of each value minus that of the `default`, in points, with 95 % intervals."
-    for at, runs in enumerate(rows.values()):
-        d = paired_difference(accuracies(runs), accuracies(rows.get(default, {})))
+    found = [paired_difference(accuracies(runs), accuracies(rows.get(default, {}))) for runs in rows.values()]
+    for at, (value, d) in enumerate(zip(rows, found)):
         if math.isnan(d.low):
-            ax.text(at, 0, "default" if runs is rows.get(default) else "no interval", ha="center", va="bottom", fontsize=8)
+            ax.text(at, 0, "default" if value == default else "no interval", ha="center", va="bottom", fontsize=8)
         else:
             ax.errorbar(at, 100 * d.mean, 100 * (d.high - d.mean), fmt="o", color="#0072B2", capsize=4)
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.margins(y=0.15)
-    far = bool(max(map(abs, ax.get_ylim())) > 10)  # one value far off must not flatten the others
-    ax.set_yscale("symlog", linthresh=1) if far else None
-    ax.set_ylabel("test, over default\nin points" + ", log beyond 1" * far)
+    ends = [0.0, *(100 * v for d in found for v in d[1:3] if not math.isnan(v))]
+    set_scale(ax, min(ends), max(ends))
 
-# %% ../nbs/11_tables.ipynb #2b3096ba
+
+def set_scale(ax, low, high):
+    "The axis of differences from `low` to `high` points: one that is far off must not flatten the others."
+    far = max(-low, high) > 10
+    if far:
+        low, high = 3 * low - 1, 3 * high + 1
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set(ylim=(low, high), yticks=[v for v in (-100, -10, -1, 0, 1, 10, 100) if low <= v <= high])
+        ax.yaxis.set_major_formatter("{x:g}")
+    else:
+        ax.margins(y=0.15)
+    ax.set_ylabel("over default\nin points" + " (log)" * far)
+
+# %% ../nbs/11_tables.ipynb #d4c0aca7
 def plot_ablation(rows, default, name):
     "Figure of one ablation {value: {seed: record}}; the default has a *."
     from matplotlib import pyplot as plt

@@ -7,7 +7,7 @@ from collections import Counter
 
 import psutil
 import pytest
-from fake_runs import fake_grid, fake_notebook, starts
+from fake_runs import fake_grid, fake_notebook, quick_imports, starts
 
 from attentiondrop_nb.sweeps import plan, read_grid, state
 from attentiondrop_nb.training import read_record
@@ -19,10 +19,7 @@ MEMORY = 80_000_000  # bytes of object store a node, about the least that Ray ta
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     "A head that runs nothing, and two nodes of one CPU each."
-    quick = tmp_path_factory.mktemp("quick")
-    # jsonschema loads this module if it is there, which takes each of Ray's dozen processes seconds
-    (quick / "rfc3987_syntax.py").write_text("raise ImportError('not in this test')\n")
-    own = dict(PYTHONPATH=str(quick), RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_DISABLE_IMPORT_WARNING="1")
+    own = dict(PYTHONPATH=quick_imports(tmp_path_factory.mktemp("quick")), RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_DISABLE_IMPORT_WARNING="1")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in own.items():
             patch.setenv(name, value)

@@ -1,12 +1,15 @@
 "attentiondrop-sweep as a command: what it refuses, what it skips, and what is left when runs, or it itself, are killed."
+import fcntl
 import importlib.metadata
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from checkout import ROOT
-from fake_runs import fake_grid, fake_notebook, starts
+from fake_runs import fake_grid, fake_notebook, quick_imports, starts
 
 from attentiondrop_nb.sweeps import call_papermill, expand, is_locked, main, plan, read_grid, state
 from attentiondrop_nb.training import METHODS, make_config, read_record
@@ -32,8 +35,9 @@ def own_handler():
 
 
 @pytest.fixture
-def fake(tmp_path):
+def fake(tmp_path, monkeypatch):
     "Arguments that run the fake grid in `tmp_path`."
+    monkeypatch.setenv("PYTHONPATH", quick_imports(tmp_path))
     return [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--notebook", str(fake_notebook(tmp_path))]
 
 
@@ -163,7 +167,7 @@ def test_a_killed_sweep_leaves_its_run_locked_and_no_other_takes_it(tmp_path, fa
 
 
 def test_two_sweeps_share_the_work(tmp_path, fake):
-    runs = fake_grid(tmp_path, *["wait1 write"] * 4)
+    runs = fake_grid(tmp_path, *["wait1 write"] * 3)
     both = [subprocess.Popen([*COMMAND, *fake], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     codes = {sweep.wait(120) for sweep in both}
     said = "".join(sweep.stdout.read() for sweep in both)
@@ -174,7 +178,8 @@ def test_two_sweeps_share_the_work(tmp_path, fake):
 def test_a_bar_on_a_terminal(tmp_path, fake):
     fake_grid(tmp_path, "write", "fail")
     ours, theirs = pty.openpty()
-    sweep = subprocess.Popen([*COMMAND, *fake], stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "120"})
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # 24 lines of 100 columns
+    sweep = subprocess.Popen([*COMMAND, *fake], stdout=theirs, stderr=theirs)
     os.close(theirs)
     said = b""
     while True:
