@@ -138,12 +138,12 @@ def activations(run, images, places, batch_size=128):
         parts.append(kept)
     return {place: torch.cat([kept[place].cpu() for kept in parts]) for place in places}
 
-# %% ../nbs/09_analysis.ipynb #3262eac4
+# %% ../nbs/09_analysis.ipynb #ec99d5fa
 def object_share(truth: Tensor, size: tuple[int, int]) -> Tensor:
     "The object's share of the area of each cell, if bool masks [N, H, W] are laid on a grid of `size` (h, w): float [N, 1, h, w]."
     return F.interpolate(truth[:, None].float(), size, mode="area")
 
-# %% ../nbs/09_analysis.ipynb #e6ccf9c0
+# %% ../nbs/09_analysis.ipynb #41ec0e29
 def share_on_object(mask: Tensor, truth: Tensor) -> Tensor:
     "The share of what masks M [N, C, h, w] drop that falls on the object, bool [N, H, W] -> [N]; NaN where nothing is dropped."
     dropped = 1 - mask
@@ -155,7 +155,7 @@ def share_of_object(mask: Tensor, truth: Tensor) -> Tensor:
     inside = object_share(truth, mask.shape[2:])
     return ((1 - mask) * inside).sum((2, 3)) / inside.sum((2, 3))
 
-# %% ../nbs/09_analysis.ipynb #b054e271
+# %% ../nbs/09_analysis.ipynb #20aaeaa4
 def draw_mask(ax, image, mask, colour="#D55E00"):
     "Paint what a mask M [h, w] drops over a picture: `colour`, as opaque as 1 − M."
     from matplotlib.colors import to_rgb
@@ -163,7 +163,7 @@ def draw_mask(ax, image, mask, colour="#D55E00"):
     paint = torch.tensor(to_rgb(colour)).expand(*mask.shape, 3)
     draw_over(ax, image, torch.cat([paint, 1 - mask[..., None]], dim=-1))
 
-# %% ../nbs/09_analysis.ipynb #ccbfcf60
+# %% ../nbs/09_analysis.ipynb #d3bfc596
 MIN_ACTIVATION = 0.02  # Section 4.3: "we eliminate the activations less than 0.02"
 SCALES = tuple(MIN_ACTIVATION * 2 ** (k / 2) for k in range(21))  # from 0.02 to 20.48, each √2 times the last
 
@@ -172,10 +172,10 @@ def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
     "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`, averaged over the N images: [len(edges) − 1]."
     return torch.histogram(x.flatten().float().cpu(), torch.tensor(edges)).hist / len(x)
 
-# %% ../nbs/09_analysis.ipynb #5b01d611
+# %% ../nbs/09_analysis.ipynb #0923fda9
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage
 
-# %% ../nbs/09_analysis.ipynb #fca1f51b
+# %% ../nbs/09_analysis.ipynb #426a411f
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` that have a checkpoint and did not diverge, by name; {} if there is no such folder."
     folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))

@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['KEYS', 'FAILED', 'NOTEBOOK', 'NOT_DRAWN', 'combinations', 'matches', 'check_form', 'check_block', 'complaints',
            'refuse', 'expand', 'check_installed', 'grid_loader', 'read_grid', 'PlannedRun', 'plan', 'is_done', 'state',
-           'take_lock', 'is_locked', 'lock', 'child_environment', 'end', 'call_papermill', 'Outcome', 'last_error',
-           'explain', 'attempt', 'execute', 'run_locally', 'Progress', 'find_notebook', 'sweep', 'execute_in',
-           'start_ray', 'run_on_ray', 'ray_outcome', 'figures', 'draw_one', 'redraw', 'parse', 'listing', 'report',
-           'prepare', 'run_all', 'main']
+           'take_lock', 'is_locked', 'lock', 'child_environment', 'end', 'papermill_command', 'call_papermill',
+           'Outcome', 'last_error', 'explain', 'attempt', 'execute', 'run_locally', 'Progress', 'find_notebook',
+           'sweep', 'execute_in', 'check_address', 'start_ray', 'run_on_ray', 'ray_outcome', 'figures', 'draw_one',
+           'redraw', 'make_parser', 'parse', 'listing', 'report', 'prepare', 'run_all', 'main']
 
 # %% ../nbs/10_sweeps.ipynb #9b49be9f
 import argparse
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
@@ -57,7 +58,7 @@ def check_form(grid):
     if not grid.get("runs"):
         raise ValueError("'runs' of the grid is missing or empty; a list of blocks of parameters is needed")
 
-
+# %% ../nbs/10_sweeps.ipynb #cf8525cc
 def check_block(block):
     "Raise ValueError unless `block` is a dict of parameters whose lists are not empty."
     if not isinstance(block, dict):
@@ -69,7 +70,7 @@ def check_block(block):
         if value == []:
             raise ValueError(f"parameter {name!r} is an empty list: that makes no run at all")
 
-# %% ../nbs/10_sweeps.ipynb #cf8525cc
+# %% ../nbs/10_sweeps.ipynb #4ddbf318
 def complaints(check, items):
     "What `check` says of each of `items` that it refuses; each sentence once."
     said = {}
@@ -86,7 +87,7 @@ def refuse(said):
     if said:
         raise ValueError("the grid is not in order; nothing was run:\n" + "\n".join(f"  - {s}" for s in said))
 
-# %% ../nbs/10_sweeps.ipynb #4ddbf318
+# %% ../nbs/10_sweeps.ipynb #0c250dba
 def expand(grid):
     """A grid (a dict) -> its runs, each a dict of the parameters that the grid gives; no run twice.
 
@@ -105,14 +106,14 @@ def expand(grid):
         named.setdefault(run_name(make_config(run)), run)
     return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
 
-# %% ../nbs/10_sweeps.ipynb #fdc4acb4
+# %% ../nbs/10_sweeps.ipynb #14a5070c
 def check_installed(extra, *modules):
     "Raise ImportError saying which extra to install unless all `modules` are there."
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} is not installed: pip install 'attentiondrop_nb[{extra}]'")
 
-
+# %% ../nbs/10_sweeps.ipynb #85e9ac42
 def grid_loader():
     "A YAML loader that reads 1e-3 as a number, and refuses a key that stands in a mapping twice."
     import yaml
@@ -130,7 +131,7 @@ def grid_loader():
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     return Loader
 
-
+# %% ../nbs/10_sweeps.ipynb #faeb2f61
 def read_grid(path):
     "The grid in a YAML file. Raises OSError if there is none, ValueError if it is not YAML."
     check_installed("experiments", "yaml")
@@ -141,7 +142,7 @@ def read_grid(path):
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not a YAML file that can be read: {e}") from e
 
-# %% ../nbs/10_sweeps.ipynb #faeb2f61
+# %% ../nbs/10_sweeps.ipynb #c6c0905e
 class PlannedRun(NamedTuple):
     "A run of a sweep: its name, its folder, and the parameters that `train.ipynb` is given."
 
@@ -156,7 +157,7 @@ def plan(grid, out="runs", data_dir=None):
     names = [run_name(make_config(run)) for run in runs]
     return [PlannedRun(name, Path(out) / name, run | {"out_dir": str(out), "run_name": name}) for name, run in zip(names, runs)]
 
-# %% ../nbs/10_sweeps.ipynb #c6c0905e
+# %% ../nbs/10_sweeps.ipynb #f7c32ae1
 def is_done(run):
     "Is there a record of exactly this run?"
     try:
@@ -164,7 +165,7 @@ def is_done(run):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # no record, half a record, one of an older version: to be made
 
-
+# %% ../nbs/10_sweeps.ipynb #3c48a116
 FAILED = "attentiondrop-sweep: FAILED: "
 
 
@@ -180,7 +181,7 @@ def state(run):
     lines = log.read_text(errors="replace").splitlines()
     return "failed" if lines and lines[-1].startswith(FAILED) else "interrupted"
 
-# %% ../nbs/10_sweeps.ipynb #9dd729de
+# %% ../nbs/10_sweeps.ipynb #31ad57fd
 def take_lock(file, shared=False):
     "Lock an open file if no other process has it locked; True if that worked."
     import fcntl  # Linux and macOS
@@ -199,7 +200,7 @@ def is_locked(folder):
     with open(Path(folder) / ".lock") as file:
         return not take_lock(file, shared=True)
 
-
+# %% ../nbs/10_sweeps.ipynb #46b5d47a
 @contextmanager
 def lock(folder, patience=1.0):
     "Hold the lock of a run's folder: gives the locked file, or None if others hold it for `patience` seconds."
@@ -209,34 +210,38 @@ def lock(folder, patience=1.0):
             time.sleep(0.1)
         yield file if held else None
 
-# %% ../nbs/10_sweeps.ipynb #b7d389b6
+# %% ../nbs/10_sweeps.ipynb #99a4d3ca
 def child_environment(jobs):
     "The environment of one of `jobs` runs at once: a share of the cores, and pictures in notebooks."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | own
 
+# %% ../nbs/10_sweeps.ipynb #7c5c926f
+def end(process, patience=5):
+    "End a process and all that share its session: asked first, killed after `patience` seconds. Returns its exit code."
+    with suppress(ProcessLookupError, PermissionError):  # it has ended just now
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
 
-def end(process):
-    "End a process and its session: asked first, killed after five seconds."
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, how)
-            return process.wait(5)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return process.wait()
+# %% ../nbs/10_sweeps.ipynb #4cbd43da
+def papermill_command(notebook, output, parameters):
+    "The command that runs a notebook with `parameters` and keeps it as `output`."
+    import yaml
+
+    given = ["-y", yaml.safe_dump(parameters), "-k", "python3", "--no-progress-bar"]
+    return [sys.executable, "-m", "papermill", str(notebook), str(output), *given]
 
 
 def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold=()):
-    "Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C."
-    import yaml
-
-    command = [sys.executable, "-m", "papermill", str(notebook), str(output), "-k", "python3", "--no-progress-bar"]
+    "Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C; it keeps the files `hold` open."
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [*command, "-y", yaml.safe_dump(parameters)], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            papermill_command(notebook, output, parameters), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             env=child_environment(jobs), start_new_session=True, pass_fds=[f.fileno() for f in hold],
         )
         try:
@@ -246,7 +251,7 @@ def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold
             code = end(process) if process.poll() is None else process.returncode
     return code
 
-# %% ../nbs/10_sweeps.ipynb #46b5d47a
+# %% ../nbs/10_sweeps.ipynb #5ada41b0
 class Outcome(NamedTuple):
     "How a run of a sweep ended: 'done', 'failed', 'interrupted' or 'elsewhere' (another process runs it)."
 
@@ -269,7 +274,7 @@ def explain(code, log):
         return f"killed by signal {signal.Signals(-code).name} (out of memory?)"
     return last_error(log) if code else "the notebook ran to its end but wrote no record.json of these parameters"
 
-# %% ../nbs/10_sweeps.ipynb #0f1950b4
+# %% ../nbs/10_sweeps.ipynb #e5d77c59
 def attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
     log = run.folder / "run.log"
@@ -284,7 +289,7 @@ def attempt(run, notebook, held, jobs, stop):
         print(f"\n{FAILED}{(why := explain(code, log))}", file=file)
     return "failed", why
 
-
+# %% ../nbs/10_sweeps.ipynb #626cbd3b
 def execute(run, notebook, jobs=1, stop=None, patience=1.0):
     "Make one run, unless it is done or another process makes it -> `Outcome`. Never raises because a run failed."
     start = time.perf_counter()
@@ -296,7 +301,7 @@ def execute(run, notebook, jobs=1, stop=None, patience=1.0):
         result = "failed", f"{type(e).__name__}: {e}"
     return Outcome(run.name, *result, time.perf_counter() - start)
 
-# %% ../nbs/10_sweeps.ipynb #99a4d3ca
+# %% ../nbs/10_sweeps.ipynb #621b2ce7
 def run_locally(work, items, jobs, tick):
     "Call `work(item, stop)` for all items, `jobs` at a time; `tick(outcomes, running)` hears what has ended."
     stop = Event()
@@ -311,7 +316,7 @@ def run_locally(work, items, jobs, tick):
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/10_sweeps.ipynb #d24a453c
+# %% ../nbs/10_sweeps.ipynb #b073ca1f
 class Progress:
     "A bar on a terminal, elsewhere a line for each run that has ended. Keeps the outcomes."
 
@@ -327,19 +332,16 @@ class Progress:
             self.bar.update()
             if self.bar.disable or outcome.state != "done":
                 self.bar.write(self.line(outcome), file=sys.stdout)
-        self.bar.set_postfix_str(f"{running} running, {self.count('failed')} failed")
-
-    def count(self, state):
-        return sum(outcome.state == state for outcome in self.outcomes)
+        self.bar.set_postfix_str(f"{running} running, {sum(o.state == 'failed' for o in self.outcomes)} failed")
 
     def line(self, outcome):
         "Such as '3/8 done  digits-ad-w8-e3-s0-1a2b3c4d  test 95.0%  (21 s, about 01:30 left)'."
-        ended, spent = len(self.outcomes), time.perf_counter() - self.start
-        left = self.bar.format_interval(spent / ended * (self.total - self.before - ended))
-        at = f"{self.before + ended}/{self.total}"
-        return f"{at} {outcome.state}  {outcome.name}  {outcome.message}  ({outcome.seconds:.0f} s, about {left} left)"
+        ended = len(self.outcomes)
+        left = (time.perf_counter() - self.start) / ended * (self.total - self.before - ended)
+        at = f"{self.before + ended}/{self.total} {outcome.state}"
+        return f"{at}  {outcome.name}  {outcome.message}  ({outcome.seconds:.0f} s, about {self.bar.format_interval(left)} left)"
 
-# %% ../nbs/10_sweeps.ipynb #99aceb22
+# %% ../nbs/10_sweeps.ipynb #efff2117
 NOTEBOOK = Path("nbs/experiments/train.ipynb")
 
 
@@ -353,7 +355,7 @@ def find_notebook(path=None):
         raise FileNotFoundError(f"there is no notebook {path}")
     raise FileNotFoundError(f"{NOTEBOOK} is not here: clone the repository and call this in its folder, or give --notebook PATH")
 
-
+# %% ../nbs/10_sweeps.ipynb #bc5a7d8d
 def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None):
     "Make all of the planned `runs` that are not done -> their `Outcome`s, those done before first."
     check_installed("experiments", "papermill", "ipykernel", "yaml")
@@ -369,16 +371,25 @@ def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=N
         progress.bar.close()
     return before + progress.outcomes
 
-# %% ../nbs/10_sweeps.ipynb #47ca1198
+# %% ../nbs/10_sweeps.ipynb #3d125a2e
 def execute_in(folder, run, notebook):
     "A task on a cluster: `execute` in the folder of the sweep, with patience for the lock of a machine that died."
     os.chdir(folder)
     return execute(run, notebook, patience=120.0)
 
+# %% ../nbs/10_sweeps.ipynb #444241f6
+def check_address(address):
+    "Raise ConnectionError if nothing listens at host:port or ray://host:port; Ray itself would try for minutes."
+    if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+        except (OSError, OverflowError) as e:
+            raise ConnectionError(f"nothing answers at {address}: {e}") from e
 
+# %% ../nbs/10_sweeps.ipynb #af58543e
 def start_ray(address, gpus_per_run):
     "Connect to a cluster -> the remote task. Raises ConnectionError if there is none."
-    check_installed("cluster", "ray")
+    check_installed("cluster", "ray"), check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else Ray may pack the whole folder
     import ray
@@ -388,7 +399,7 @@ def start_ray(address, gpus_per_run):
         gpus_per_run = 0.25 if ray.cluster_resources().get("GPU") else 0
     return ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)(execute_in)
 
-
+# %% ../nbs/10_sweeps.ipynb #9604a480
 def run_on_ray(runs, notebook, address, gpus_per_run, tick):
     "Make the runs as tasks of a Ray cluster; `tick` as in `run_locally`. All tasks are ended with the sweep."
     task = start_ray(address, gpus_per_run)
@@ -406,7 +417,7 @@ def run_on_ray(runs, notebook, address, gpus_per_run, tick):
         ray.wait(list(pending), num_returns=len(pending), timeout=10) if pending else None
         ray.shutdown()
 
-
+# %% ../nbs/10_sweeps.ipynb #66a6ddf3
 def ray_outcome(ref, run):
     "The outcome of an ended task; a failure if its machines died too often, or cannot import the package."
     import ray
@@ -416,20 +427,21 @@ def ray_outcome(ref, run):
     except ray.exceptions.RayError as e:
         return Outcome(run.name, "failed", f"{type(e).__name__}: {str(e).strip().splitlines()[-1]}")
 
-# %% ../nbs/10_sweeps.ipynb #c769c9f7
+# %% ../nbs/10_sweeps.ipynb #c6de68bf
 NOT_DRAWN = ("train.ipynb", "benchmark.ipynb")  # one run; timings of a GPU
 
 
-def figures(folder, out, wanted):
+def figures(folder, out, wanted, data_dir=None):
     "The table and figure notebooks in `folder` -> {path: its parameters} to draw the runs in `out`. Raises ValueError if no notebook has a `wanted` one."
     from papermill import inspect_notebook
 
-    values = dict(records_dir=str(out), runs_dir=str(out), out_dir=str(Path(out) / "figures")) | wanted
+    places = dict(records_dir=out, runs_dir=out, out_dir=Path(out) / "figures") | ({"data_dir": data_dir} if data_dir else {})
+    values = {k: str(v) for k, v in places.items()} | wanted
     known = {path: inspect_notebook(str(path)) for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in NOT_DRAWN}
     refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in wanted if not any(name in k for k in known.values())])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
 
-
+# %% ../nbs/10_sweeps.ipynb #386fc845
 def draw_one(path, parameters, kept, jobs, stop):
     "Run a table or figure notebook and keep it in the folder `kept` -> `Outcome`."
     start, log = time.perf_counter(), kept / f"{path.stem}.log"
@@ -448,30 +460,37 @@ def redraw(todo, kept, jobs=1):
         progress.bar.close()
     return progress.outcomes
 
-# %% ../nbs/10_sweeps.ipynb #621b2ce7
-def parse(argv):
-    "The command line's arguments."
+# %% ../nbs/10_sweeps.ipynb #91cc9afd
+def make_parser():
+    "The command line."
     parser = argparse.ArgumentParser(
         "attentiondrop-sweep", description="Make the runs of a grid that are not done yet.",
         epilog="exit code: 0 all done, 1 not all done (named), 2 bad grid or call, 130 interrupted; the same call goes on",
     )
-    parser.add_argument("grid", help="YAML file: defaults, runs, exclude; see nbs/10_sweeps.ipynb")
-    parser.add_argument("--out", default="runs", help="each run writes into OUT/<its name>; default: runs")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine; default: 1")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and their states, run nothing")
-    parser.add_argument("--data-dir", help="where the data sets are; overrides the grid")
-    parser.add_argument("--notebook", help="the notebook of one run; default: nbs/experiments/train.ipynb of the checkout")
-    parser.add_argument("--redraw", action="store_true", help="then run the table and figure notebooks beside it on the runs in OUT")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, host:port or ray://host:port; OUT must be shared")
-    parser.add_argument("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
+    add = parser.add_argument
+    add("grid", help="YAML file: defaults, runs, exclude; see nbs/10_sweeps.ipynb")
+    add("--out", default="runs", help="each run writes into OUT/<its name>; default: runs")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine; default: 1")
+    add("--dry-run", action="store_true", help="list the runs and their states, run nothing")
+    add("--data-dir", help="where the data sets are; overrides the grid")
+    add("--notebook", help="the notebook of one run; default: nbs/experiments/train.ipynb of the checkout")
+    add("--redraw", action="store_true", help="then run the table and figure notebooks beside it on the runs in OUT")
+    add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT")
+    add("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
+    return parser
+
+
+def parse(argv):
+    "The arguments of a call; exits with 2 if they are not in order."
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least 1 is needed")
-    if args.gpus_per_run is not None and not args.ray:
-        parser.error("--gpus-per-run is for --ray")
+    if args.gpus_per_run is not None and not (args.ray and args.gpus_per_run >= 0):
+        parser.error(f"--gpus-per-run is {args.gpus_per_run}; it is for --ray, and at least 0")
     return args
 
-# %% ../nbs/10_sweeps.ipynb #b073ca1f
+# %% ../nbs/10_sweeps.ipynb #9847bcb8
 def listing(runs):
     "A line for each run: its state, its name, and its parameters that are not at their default."
     default = asdict(Config())
@@ -489,19 +508,19 @@ def report(name, outcomes, log):
             print(f"  {outcome.state}  {outcome.name}: {outcome.message}\n          log: {log(outcome.name)}")
     return set(states) <= {"done"}
 
-
+# %% ../nbs/10_sweeps.ipynb #b6c74724
 def prepare(args):
-    "What a call asks for, all of it checked -> name, runs, the notebook, and the notebooks to draw. Raises if something is not in order."
+    "What a call asks for, all of it checked -> name, runs, notebook, notebooks to draw. Raises if something is not in order."
     grid = read_grid(args.grid)
-    runs = plan(grid, args.out, args.data_dir)
+    runs, name = plan(grid, args.out, args.data_dir), grid.get("name", Path(args.grid).stem)
     if args.dry_run:
-        return grid.get("name", Path(args.grid).stem), runs, None, {}
+        return name, runs, None, {}
     check_installed("experiments", "papermill", "ipykernel"), check_installed("cluster", *["ray"] * bool(args.ray))
     notebook = find_notebook(args.notebook)
-    todo = figures(notebook.parent, args.out, grid.get("notebooks", {})) if args.redraw else {}
-    return grid.get("name", Path(args.grid).stem), runs, notebook, todo
+    todo = figures(notebook.parent, args.out, grid.get("notebooks", {}), args.data_dir) if args.redraw else {}
+    return name, runs, notebook, todo
 
-# %% ../nbs/10_sweeps.ipynb #7d724007
+
 def run_all(args, name, runs, notebook, todo):
     "Make the runs, then the notebooks; print how it went. Returns the exit code."
     out = Path(args.out)
@@ -513,23 +532,20 @@ def run_all(args, name, runs, notebook, todo):
         print(f"{len(drawn)} notebooks, {len(runs)} runs in {out}")
     return 0 if good else 1
 
-
+# %% ../nbs/10_sweeps.ipynb #a521a636
 def main(argv=None):
     "The command `attentiondrop-sweep` -> its exit code."
-    args = parse(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
+    args, runs = parse(argv), []
     try:
-        asked = prepare(args)
-    except (OSError, TypeError, ValueError, ImportError) as e:
-        print(f"attentiondrop-sweep: error: {e}", file=sys.stderr)
-        return 2
-    runs = asked[1]
-    try:
+        name, runs, notebook, todo = prepare(args)
         if args.dry_run:
             print("\n".join(listing(runs)))
-        return 0 if args.dry_run else run_all(args, *asked)
-    except ConnectionError as e:
-        print(f"attentiondrop-sweep: error: no Ray cluster at {args.ray}: {e}", file=sys.stderr)
+            return 0
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
+        return run_all(args, name, runs, notebook, todo)
+    except (OSError, TypeError, ValueError, ImportError) as e:
+        where = f"no Ray cluster at {args.ray}: " if isinstance(e, ConnectionError) else ""
+        print(f"attentiondrop-sweep: error: {where}{e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted: {sum(map(is_done, runs))} of {len(runs)} runs are done; the same command goes on from here")

@@ -1,5 +1,5 @@
 "attentiondrop-sweep on a real Ray cluster of two machines (on this one), one of which dies while it is training."
-import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +9,7 @@ import psutil
 import pytest
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts
 
-from attentiondrop_nb.sweeps import plan, read_grid, state
+from attentiondrop_nb.sweeps import main, plan, read_grid, state
 from attentiondrop_nb.training import read_record
 
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.sweeps import main; sys.exit(main())"]
@@ -79,9 +79,12 @@ def test_real_training_on_the_node_that_is_left(cluster, tmp_path):
     assert record["status"] == "finished" and record["environment"]["device"].startswith("cpu") and "1 runs: 1 done" in said
 
 
-def test_no_cluster_is_an_error(tmp_path):
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_is_an_error(tmp_path, monkeypatch, capsys, address):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     fake_grid(tmp_path, "write")
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--notebook", str(fake_notebook(tmp_path)), "--ray", "127.0.0.1:1"]
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=env, timeout=120)
-    assert done.returncode == 2 and "no Ray cluster at 127.0.0.1:1" in done.stderr and not starts(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = [tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path), "--ray", address]
+    assert main([str(a) for a in arguments]) == 2
+    signal.signal(signal.SIGTERM, before)
+    assert f"no Ray cluster at {address}: " in capsys.readouterr().err and not starts(tmp_path)
