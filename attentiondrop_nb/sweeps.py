@@ -271,7 +271,7 @@ def last_error(log):
 def explain(code, log):
     "Why a run has no record, from its exit code and log."
     if code < 0:
-        return f"killed by signal {signal.Signals(-code).name} (out of memory?)"
+        return f"killed by {signal.Signals(-code).name}" + " (out of memory?)" * (-code == signal.SIGKILL)
     return last_error(log) if code else "the notebook ran to its end but wrote no record.json of these parameters"
 
 # %% ../nbs/10_sweeps.ipynb #e5d77c59
@@ -394,7 +394,10 @@ def start_ray(address, gpus_per_run):
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else Ray may pack the whole folder
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)  # Ray sets its own handler
     ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == "local" else {}))
+    with suppress(ValueError):  # not in the main thread: then Ray has not set one either
+        signal.signal(signal.SIGTERM, before)
     if gpus_per_run is None:
         gpus_per_run = 0.25 if ray.cluster_resources().get("GPU") else 0
     return ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)(execute_in)
@@ -535,17 +538,20 @@ def run_all(args, name, runs, notebook, todo):
 # %% ../nbs/10_sweeps.ipynb #a521a636
 def main(argv=None):
     "The command `attentiondrop-sweep` -> its exit code."
-    args, runs = parse(argv), []
+    args = parse(argv)
     try:
         name, runs, notebook, todo = prepare(args)
-        if args.dry_run:
-            print("\n".join(listing(runs)))
-            return 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
-        return run_all(args, name, runs, notebook, todo)
     except (OSError, TypeError, ValueError, ImportError) as e:
-        where = f"no Ray cluster at {args.ray}: " if isinstance(e, ConnectionError) else ""
-        print(f"attentiondrop-sweep: error: {where}{e}", file=sys.stderr)
+        print(f"attentiondrop-sweep: error: {e}", file=sys.stderr)
+        return 2
+    if args.dry_run:
+        print("\n".join(listing(runs)))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
+    try:
+        return run_all(args, name, runs, notebook, todo)
+    except ConnectionError as e:
+        print(f"attentiondrop-sweep: error: no Ray cluster at {args.ray}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ninterrupted: {sum(map(is_done, runs))} of {len(runs)} runs are done; the same command goes on from here")

@@ -1,5 +1,6 @@
 "A stand-in for train.ipynb that trains nothing, so that tests of the scheduler are quick."
 import json
+import time
 from dataclasses import asdict
 
 import nbformat
@@ -68,3 +69,11 @@ def starts(folder):
     "[(run name, process id of its kernel), ...] of all starts so far."
     file = folder / "starts"
     return [(name, int(pid)) for name, pid in (line.split() for line in file.read_text().splitlines())] if file.exists() else []
+
+
+def wait_until(condition, seconds=90):
+    "Wait until `condition()` is true; fail after so many seconds."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)

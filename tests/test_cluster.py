@@ -2,14 +2,13 @@
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import psutil
 import pytest
-from fake_runs import fake_grid, fake_notebook, quick_imports, starts
+from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
 
-from attentiondrop_nb.sweeps import main, plan, read_grid, state
+from attentiondrop_nb.sweeps import is_locked, main, plan, read_grid, state
 from attentiondrop_nb.training import read_record
 
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.sweeps import main; sys.exit(main())"]
@@ -44,28 +43,29 @@ def raylet(node):
 
 
 def power_off(node):
-    "Kill a node and all that runs on it at once, as a power cut does; returns the command lines."
-    processes = [raylet(node), *raylet(node).children(recursive=True)]
-    lines = [" ".join(p.cmdline()) for p in processes]
-    for p in processes:
-        p.kill()
-    return lines
+    "Kill a node and all that runs on it, as a power cut does."
+    for process in [raylet(node), *raylet(node).children(recursive=True)]:
+        process.kill()
+
+
+def running_on(node, folder):
+    "Names of the runs that a node is making."
+    there = {p.pid for p in raylet(node).children(recursive=True)}
+    return {name for name, pid in starts(folder) if pid in there}
 
 
 def test_all_runs_finish_though_a_node_dies(cluster, tmp_path):
     runs = fake_grid(tmp_path, *["wait2 write"] * 5, "fail")
     arguments = tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path)
     sweep, victim = start(cluster, *arguments), cluster.nodes[1]
-    end = time.monotonic() + 90
-    while not (killed := {name for name, pid in starts(tmp_path) if pid in {p.pid for p in raylet(victim).children(recursive=True)}}):
-        assert sweep.poll() is None and time.monotonic() < end, "no run came to the second node"
-        time.sleep(0.02)
-    assert len(killed) == 1 and state(next(r for r in runs if r.name in killed)) == "running"
+    wait_until(lambda: running_on(victim, tmp_path) or sweep.poll() is not None)
+    (killed,) = running_on(victim, tmp_path)
+    assert state(next(run for run in runs if run.name == killed)) == "running"
     power_off(victim)
     said = sweep.communicate(timeout=240)[0]
     assert [state(run) for run in runs] == ["done"] * 5 + ["failed"], said
     times = Counter(name for name, _ in starts(tmp_path))
-    assert times == {run.name: 2 if run.name in killed else 1 for run in runs}  # begun anew elsewhere; the failed one is not repeated
+    assert times == {run.name: 2 if run.name == killed else 1 for run in runs}  # begun anew elsewhere; the failed one is not repeated
     assert sweep.returncode == 1 and "6 runs: 5 done, 1 failed" in said and "ArithmeticError: this run was told to fail" in said
 
 
@@ -77,6 +77,17 @@ def test_real_training_on_the_node_that_is_left(cluster, tmp_path):
     (run,) = plan(read_grid(tmp_path / "grid.yaml"), tmp_path / "out")
     record = read_record(run.folder / "record.json")
     assert record["status"] == "finished" and record["environment"]["device"].startswith("cpu") and "1 runs: 1 done" in said
+
+
+def test_an_ended_sweep_ends_its_tasks(cluster, tmp_path):
+    (run,) = fake_grid(tmp_path, "wait600")
+    sweep = start(cluster, tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path))
+    wait_until(lambda: starts(tmp_path) or sweep.poll() is not None)
+    sweep.send_signal(signal.SIGTERM)
+    said = sweep.communicate(timeout=60)[0]
+    assert sweep.returncode == 130 and "interrupted: 0 of 1 runs are done; the same command goes on" in said, said
+    wait_until(lambda: not psutil.pid_exists(starts(tmp_path)[0][1]) and not is_locked(run.folder), 20)
+    assert state(run) == "interrupted"
 
 
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:1", "ray://127.0.0.1:1"])
