@@ -163,7 +163,7 @@ def draw_mask(ax, image, mask, colour="#D55E00"):
     paint = torch.tensor(to_rgb(colour)).expand(*mask.shape, 3)
     draw_over(ax, image, torch.cat([paint, 1 - mask[..., None]], dim=-1))
 
-# %% ../nbs/09_analysis.ipynb #d3bfc596
+# %% ../nbs/09_analysis.ipynb #6fedac2a
 MIN_ACTIVATION = 0.02  # Section 4.3: "we eliminate the activations less than 0.02"
 SCALES = tuple(MIN_ACTIVATION * 2 ** (k / 2) for k in range(21))  # from 0.02 to 20.48, each √2 times the last
 
@@ -172,10 +172,10 @@ def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
     "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`, averaged over the N images: [len(edges) − 1]."
     return torch.histogram(x.flatten().float().cpu(), torch.tensor(edges)).hist / len(x)
 
-# %% ../nbs/09_analysis.ipynb #0923fda9
+# %% ../nbs/09_analysis.ipynb #2ab39034
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage
 
-# %% ../nbs/09_analysis.ipynb #426a411f
+# %% ../nbs/09_analysis.ipynb #1ec4832b
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` that have a checkpoint and did not diverge, by name; {} if there is no such folder."
     folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))

@@ -332,6 +332,7 @@ class Progress:
             self.bar.update()
             if self.bar.disable or outcome.state != "done":
                 self.bar.write(self.line(outcome), file=sys.stdout)
+                sys.stdout.flush()  # a log file is read while it grows
         self.bar.set_postfix_str(f"{running} running, {sum(o.state == 'failed' for o in self.outcomes)} failed")
 
     def line(self, outcome):

@@ -233,9 +233,9 @@ PLAIN = (str, int, float, bool, list, dict, type(None))
 
 
 def own_values(namespace, known):
-    "What a notebook's `globals()` defines itself: all plain values, and whatever has a name in `known`."
+    "What a notebook's `globals()` defines itself: whatever has a name in `known`, and all plain values but CONSTANTS."
     own = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")}
-    return {k: v for k, v in own.items() if k in known or isinstance(v, PLAIN)}
+    return {k: v for k, v in own.items() if k in known or isinstance(v, PLAIN) and (not k.isupper() or k.lower() in known)}
 
 
 def from_globals(namespace):
