@@ -10,6 +10,7 @@ __all__ = ['MASKS', 'check_size', 'cutout', 'covered', 'float32_of', 'refresh_p'
            'energy_removed', 'given_back']
 
 # %% ../nbs/04_related.ipynb #e583863e
+import ctypes
 from numbers import Integral, Real
 
 import torch
@@ -51,7 +52,7 @@ def covered(n, side, length, device, generator):
 # %% ../nbs/04_related.ipynb #e80c6e19
 def float32_of(alpha):
     "The number that a float32 buffer holds when it is filled with `alpha`."
-    return torch.as_tensor(alpha, dtype=torch.float32, device="cpu").item()
+    return ctypes.c_float(float(alpha)).value  # without a tensor: nothing is read from one
 
 
 def refresh_p(layer, _):

@@ -58,7 +58,7 @@ def check_form(grid):
     if not grid.get("runs"):
         raise ValueError("'runs' of the grid is missing or empty; a list of blocks of parameters is needed")
 
-# %% ../nbs/10_sweeps.ipynb #cf8525cc
+# %% ../nbs/10_sweeps.ipynb #4ddbf318
 def check_block(block):
     "Raise ValueError unless `block` is a dict of parameters whose lists are not empty."
     if not isinstance(block, dict):
@@ -70,7 +70,7 @@ def check_block(block):
         if value == []:
             raise ValueError(f"parameter {name!r} is an empty list: that makes no run at all")
 
-# %% ../nbs/10_sweeps.ipynb #4ddbf318
+# %% ../nbs/10_sweeps.ipynb #8abc394e
 def complaints(check, items):
     "What `check` says of each of `items` that it refuses; each sentence once."
     said = {}
@@ -87,7 +87,7 @@ def refuse(said):
     if said:
         raise ValueError("the grid is not in order; nothing was run:\n" + "\n".join(f"  - {s}" for s in said))
 
-# %% ../nbs/10_sweeps.ipynb #0c250dba
+# %% ../nbs/10_sweeps.ipynb #81840753
 def expand(grid):
     """A grid (a dict) -> its runs, each a dict of the parameters that the grid gives; no run twice.
 
@@ -106,14 +106,14 @@ def expand(grid):
         named.setdefault(run_name(make_config(run)), run)
     return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
 
-# %% ../nbs/10_sweeps.ipynb #14a5070c
+# %% ../nbs/10_sweeps.ipynb #2a3b736f
 def check_installed(extra, *modules):
     "Raise ImportError saying which extra to install unless all `modules` are there."
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} is not installed: pip install 'attentiondrop_nb[{extra}]'")
 
-# %% ../nbs/10_sweeps.ipynb #85e9ac42
+# %% ../nbs/10_sweeps.ipynb #c6c0905e
 def grid_loader():
     "A YAML loader that reads 1e-3 as a number, and refuses a key that stands in a mapping twice."
     import yaml
@@ -131,7 +131,7 @@ def grid_loader():
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     return Loader
 
-# %% ../nbs/10_sweeps.ipynb #faeb2f61
+# %% ../nbs/10_sweeps.ipynb #2b7d30d3
 def read_grid(path):
     "The grid in a YAML file. Raises OSError if there is none, ValueError if it is not YAML."
     check_installed("experiments", "yaml")
@@ -142,7 +142,7 @@ def read_grid(path):
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not a YAML file that can be read: {e}") from e
 
-# %% ../nbs/10_sweeps.ipynb #c6c0905e
+# %% ../nbs/10_sweeps.ipynb #3c48a116
 class PlannedRun(NamedTuple):
     "A run of a sweep: its name, its folder, and the parameters that `train.ipynb` is given."
 
@@ -157,7 +157,7 @@ def plan(grid, out="runs", data_dir=None):
     names = [run_name(make_config(run)) for run in runs]
     return [PlannedRun(name, Path(out) / name, run | {"out_dir": str(out), "run_name": name}) for name, run in zip(names, runs)]
 
-# %% ../nbs/10_sweeps.ipynb #f7c32ae1
+# %% ../nbs/10_sweeps.ipynb #46b5d47a
 def is_done(run):
     "Is there a record of exactly this run?"
     try:
@@ -165,7 +165,7 @@ def is_done(run):
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False  # no record, half a record, one of an older version: to be made
 
-# %% ../nbs/10_sweeps.ipynb #3c48a116
+# %% ../nbs/10_sweeps.ipynb #88b342e8
 FAILED = "attentiondrop-sweep: FAILED: "
 
 
@@ -181,7 +181,7 @@ def state(run):
     lines = log.read_text(errors="replace").splitlines()
     return "failed" if lines and lines[-1].startswith(FAILED) else "interrupted"
 
-# %% ../nbs/10_sweeps.ipynb #31ad57fd
+# %% ../nbs/10_sweeps.ipynb #d24a453c
 def take_lock(file, shared=False):
     "Lock an open file if no other process has it locked; True if that worked."
     import fcntl  # Linux and macOS
@@ -200,7 +200,7 @@ def is_locked(folder):
     with open(Path(folder) / ".lock") as file:
         return not take_lock(file, shared=True)
 
-# %% ../nbs/10_sweeps.ipynb #46b5d47a
+# %% ../nbs/10_sweeps.ipynb #7c5c926f
 @contextmanager
 def lock(folder, patience=1.0):
     "Hold the lock of a run's folder: gives the locked file, or None if others hold it for `patience` seconds."
@@ -210,14 +210,14 @@ def lock(folder, patience=1.0):
             time.sleep(0.1)
         yield file if held else None
 
-# %% ../nbs/10_sweeps.ipynb #99a4d3ca
+# %% ../nbs/10_sweeps.ipynb #c3fbbe29
 def child_environment(jobs):
     "The environment of one of `jobs` runs at once: a share of the cores, and pictures in notebooks."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | own
 
-# %% ../nbs/10_sweeps.ipynb #7c5c926f
+# %% ../nbs/10_sweeps.ipynb #c769c9f7
 def end(process, patience=5):
     "End a process and all that share its session: asked first, killed after `patience` seconds. Returns its exit code."
     with suppress(ProcessLookupError, PermissionError):  # it has ended just now
@@ -228,7 +228,7 @@ def end(process, patience=5):
         os.killpg(process.pid, signal.SIGKILL)
         return process.wait()
 
-# %% ../nbs/10_sweeps.ipynb #4cbd43da
+# %% ../nbs/10_sweeps.ipynb #14c12a50
 def papermill_command(notebook, output, parameters):
     "The command that runs a notebook with `parameters` and keeps it as `output`."
     import yaml
@@ -251,7 +251,7 @@ def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold
             code = end(process) if process.poll() is None else process.returncode
     return code
 
-# %% ../nbs/10_sweeps.ipynb #5ada41b0
+# %% ../nbs/10_sweeps.ipynb #7d724007
 class Outcome(NamedTuple):
     "How a run of a sweep ended: 'done', 'failed', 'interrupted' or 'elsewhere' (another process runs it)."
 
@@ -274,7 +274,7 @@ def explain(code, log):
         return f"killed by {signal.Signals(-code).name}" + " (out of memory?)" * (-code == signal.SIGKILL)
     return last_error(log) if code else "the notebook ran to its end but wrote no record.json of these parameters"
 
-# %% ../nbs/10_sweeps.ipynb #e5d77c59
+# %% ../nbs/10_sweeps.ipynb #bc5a7d8d
 def attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
     log = run.folder / "run.log"
@@ -289,7 +289,7 @@ def attempt(run, notebook, held, jobs, stop):
         print(f"\n{FAILED}{(why := explain(code, log))}", file=file)
     return "failed", why
 
-# %% ../nbs/10_sweeps.ipynb #626cbd3b
+# %% ../nbs/10_sweeps.ipynb #58e8dfc3
 def execute(run, notebook, jobs=1, stop=None, patience=1.0):
     "Make one run, unless it is done or another process makes it -> `Outcome`. Never raises because a run failed."
     start = time.perf_counter()
@@ -301,7 +301,7 @@ def execute(run, notebook, jobs=1, stop=None, patience=1.0):
         result = "failed", f"{type(e).__name__}: {e}"
     return Outcome(run.name, *result, time.perf_counter() - start)
 
-# %% ../nbs/10_sweeps.ipynb #621b2ce7
+# %% ../nbs/10_sweeps.ipynb #a9fb3881
 def run_locally(work, items, jobs, tick):
     "Call `work(item, stop)` for all items, `jobs` at a time; `tick(outcomes, running)` hears what has ended."
     stop = Event()
@@ -316,7 +316,7 @@ def run_locally(work, items, jobs, tick):
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/10_sweeps.ipynb #b073ca1f
+# %% ../nbs/10_sweeps.ipynb #66a6ddf3
 class Progress:
     "A bar on a terminal, elsewhere a line for each run that has ended. Keeps the outcomes."
 
@@ -342,7 +342,7 @@ class Progress:
         at = f"{self.before + ended}/{self.total} {outcome.state}"
         return f"{at}  {outcome.name}  {outcome.message}  ({outcome.seconds:.0f} s, about {self.bar.format_interval(left)} left)"
 
-# %% ../nbs/10_sweeps.ipynb #efff2117
+# %% ../nbs/10_sweeps.ipynb #386fc845
 NOTEBOOK = Path("nbs/experiments/train.ipynb")
 
 
@@ -356,7 +356,7 @@ def find_notebook(path=None):
         raise FileNotFoundError(f"there is no notebook {path}")
     raise FileNotFoundError(f"{NOTEBOOK} is not here: clone the repository and call this in its folder, or give --notebook PATH")
 
-# %% ../nbs/10_sweeps.ipynb #bc5a7d8d
+# %% ../nbs/10_sweeps.ipynb #1a984b47
 def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None):
     "Make all of the planned `runs` that are not done -> their `Outcome`s, those done before first."
     check_installed("experiments", "papermill", "ipykernel", "yaml")
@@ -372,13 +372,13 @@ def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=N
         progress.bar.close()
     return before + progress.outcomes
 
-# %% ../nbs/10_sweeps.ipynb #3d125a2e
+# %% ../nbs/10_sweeps.ipynb #a521a636
 def execute_in(folder, run, notebook):
     "A task on a cluster: `execute` in the folder of the sweep, with patience for the lock of a machine that died."
     os.chdir(folder)
     return execute(run, notebook, patience=120.0)
 
-# %% ../nbs/10_sweeps.ipynb #444241f6
+# %% ../nbs/10_sweeps.ipynb #73d80305
 def check_address(address):
     "Raise ConnectionError if nothing listens at host:port or ray://host:port; Ray itself would try for minutes."
     if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
@@ -387,7 +387,7 @@ def check_address(address):
         except (OSError, OverflowError) as e:
             raise ConnectionError(f"nothing answers at {address}: {e}") from e
 
-# %% ../nbs/10_sweeps.ipynb #af58543e
+# %% ../nbs/10_sweeps.ipynb #b78470d0
 def start_ray(address, gpus_per_run):
     "Connect to a cluster -> the remote task. Raises ConnectionError if there is none."
     check_installed("cluster", "ray"), check_address(address)
@@ -403,7 +403,7 @@ def start_ray(address, gpus_per_run):
         gpus_per_run = 0.25 if ray.cluster_resources().get("GPU") else 0
     return ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)(execute_in)
 
-# %% ../nbs/10_sweeps.ipynb #9604a480
+# %% ../nbs/10_sweeps.ipynb #2c41ac7f
 def run_on_ray(runs, notebook, address, gpus_per_run, tick):
     "Make the runs as tasks of a Ray cluster; `tick` as in `run_locally`. All tasks are ended with the sweep."
     task = start_ray(address, gpus_per_run)
@@ -421,7 +421,7 @@ def run_on_ray(runs, notebook, address, gpus_per_run, tick):
         ray.wait(list(pending), num_returns=len(pending), timeout=10) if pending else None
         ray.shutdown()
 
-# %% ../nbs/10_sweeps.ipynb #66a6ddf3
+# %% ../nbs/10_sweeps.ipynb #7c7b5efc
 def ray_outcome(ref, run):
     "The outcome of an ended task; a failure if its machines died too often, or cannot import the package."
     import ray
@@ -431,7 +431,7 @@ def ray_outcome(ref, run):
     except ray.exceptions.RayError as e:
         return Outcome(run.name, "failed", f"{type(e).__name__}: {str(e).strip().splitlines()[-1]}")
 
-# %% ../nbs/10_sweeps.ipynb #c6de68bf
+# %% ../nbs/10_sweeps.ipynb #2bc49864
 NOT_DRAWN = ("train.ipynb", "benchmark.ipynb")  # one run; timings of a GPU
 
 
@@ -445,7 +445,7 @@ def figures(folder, out, wanted, data_dir=None):
     refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in wanted if not any(name in k for k in known.values())])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
 
-# %% ../nbs/10_sweeps.ipynb #386fc845
+# %% ../nbs/10_sweeps.ipynb #7c4eb053
 def draw_one(path, parameters, kept, jobs, stop):
     "Run a table or figure notebook and keep it in the folder `kept` -> `Outcome`."
     start, log = time.perf_counter(), kept / f"{path.stem}.log"
@@ -464,7 +464,7 @@ def redraw(todo, kept, jobs=1):
         progress.bar.close()
     return progress.outcomes
 
-# %% ../nbs/10_sweeps.ipynb #91cc9afd
+# %% ../nbs/10_sweeps.ipynb #e2ac77ce
 def make_parser():
     "The command line."
     parser = argparse.ArgumentParser(
@@ -483,7 +483,7 @@ def make_parser():
     add("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
     return parser
 
-
+# %% ../nbs/10_sweeps.ipynb #8e9bac67
 def parse(argv):
     "The arguments of a call; exits with 2 if they are not in order."
     parser = make_parser()
@@ -494,7 +494,7 @@ def parse(argv):
         parser.error(f"--gpus-per-run is {args.gpus_per_run}; it is for --ray, and at least 0")
     return args
 
-# %% ../nbs/10_sweeps.ipynb #9847bcb8
+# %% ../nbs/10_sweeps.ipynb #f91c9a98
 def listing(runs):
     "A line for each run: its state, its name, and its parameters that are not at their default."
     default = asdict(Config())
@@ -512,7 +512,7 @@ def report(name, outcomes, log):
             print(f"  {outcome.state}  {outcome.name}: {outcome.message}\n          log: {log(outcome.name)}")
     return set(states) <= {"done"}
 
-# %% ../nbs/10_sweeps.ipynb #b6c74724
+# %% ../nbs/10_sweeps.ipynb #a04cb4dc
 def prepare(args):
     "What a call asks for, all of it checked -> name, runs, notebook, notebooks to draw. Raises if something is not in order."
     grid = read_grid(args.grid)
@@ -536,7 +536,7 @@ def run_all(args, name, runs, notebook, todo):
         print(f"{len(drawn)} notebooks, {len(runs)} runs in {out}")
     return 0 if good else 1
 
-# %% ../nbs/10_sweeps.ipynb #a521a636
+# %% ../nbs/10_sweeps.ipynb #51d11f2a
 def main(argv=None):
     "The command `attentiondrop-sweep` -> its exit code."
     args = parse(argv)
