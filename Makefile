@@ -32,7 +32,7 @@ demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no
 test: $(READY)  ## run every notebook and every test
 	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations 5 -p no:cacheprovider
 
-smoke: $(READY)  ## make the runs of the smoke grid, and every table and figure from them (about 10 minutes)
+smoke: $(READY)  ## run the smoke grid, then draw every table and figure from it (minutes)
 	$(BIN)/attentiondrop-sweep nbs/experiments/grids/smoke.yaml --out $(RUNS)/smoke --jobs 2 --redraw
 
 lab: $(READY)  ## open JupyterLab on nbs/

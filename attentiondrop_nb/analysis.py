@@ -38,13 +38,13 @@ def capture(model, names):
         for hook in hooks:
             hook.remove()
 
-# %% ../nbs/09_analysis.ipynb #21bb3b55
+# %% ../nbs/09_analysis.ipynb #356ef4ec
 def class_maps(features: Tensor, weight: Tensor) -> Tensor:
     "CAM of every class: maps [N, C, H, W] that are pooled, weights [K, C] of the linear layer -> [N, K, H, W]."
     check_maps(features)
     return torch.einsum("kc,nchw->nkhw", weight.detach(), features)  # CAM_k = Σ_c w_kc F_c
 
-# %% ../nbs/09_analysis.ipynb #5d49c6ea
+# %% ../nbs/09_analysis.ipynb #25ab8420
 def cam(model, x: Tensor, classes: Tensor, layer: str | None = None, fc: str = "fc") -> Tensor:
     """CAM of class `classes[n]` for each image x[n], at the resolution of the maps that are pooled: [N, h, w].
 
@@ -66,7 +66,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Maps [N, h, w] at the `size` of the image, bilinear, as CAMs are drawn."
     return F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
 
-# %% ../nbs/09_analysis.ipynb #25ab8420
+# %% ../nbs/09_analysis.ipynb #cb69bbf2
 def draw_over(ax, image, layer, **options):
     "Draw `layer`, numbers [h, w] or colours [h, w, 4], over the picture `image` [3, H, W] in grey; each value fills its block."
     frame = dict(extent=(0, image.shape[2], image.shape[1], 0), interpolation="nearest")
@@ -85,7 +85,7 @@ def draw_outline(ax, truth, colour="#56B4E9"):
     h, w = truth.shape
     ax.contour(torch.arange(w) + 0.5, torch.arange(h) + 0.5, truth.numpy(), levels=[0.5], colors=colour, linewidths=1.5)
 
-# %% ../nbs/09_analysis.ipynb #f983a227
+# %% ../nbs/09_analysis.ipynb #56e43e4b
 def find_region(score: Tensor, threshold: float = 0.2) -> Tensor:
     "Where maps [N, H, W], each brought to [0, 1], are above `threshold`: bool [N, H, W]."
     return min_max_normalize(score[:, None])[:, 0] > threshold
@@ -110,12 +110,12 @@ def points_at(score: Tensor, truth: Tensor) -> Tensor:
     "1.0 where the brightest pixel of `score` [N, H, W] lies on `truth` (bool), else 0.0 -> [N]."
     return truth.flatten(1).gather(1, score.flatten(1).argmax(1, keepdim=True))[:, 0].float()
 
-# %% ../nbs/09_analysis.ipynb #56e43e4b
+# %% ../nbs/09_analysis.ipynb #3262eac4
 def localise(score: Tensor, truth: Tensor) -> dict:
     "IoU at 20 %, average precision and pointing of maps [N, H, W] against bool masks of that size: a dict of tensors [N]."
     return dict(iou=iou(find_region(score), truth), ap=average_precision(score, truth), pointing=points_at(score, truth))
 
-# %% ../nbs/09_analysis.ipynb #59fe7454
+# %% ../nbs/09_analysis.ipynb #cc37c22a
 def normalize_for(record, images):
     "uint8 images [N, 3, H, W], normalised with the mean and standard deviation of the run's training data."
     mean, std = (torch.tensor(record["data"][k], device=images.device) for k in ("mean", "std"))
@@ -138,12 +138,12 @@ def activations(run, images, places, batch_size=128):
         parts.append(kept)
     return {place: torch.cat([kept[place].cpu() for kept in parts]) for place in places}
 
-# %% ../nbs/09_analysis.ipynb #ec99d5fa
+# %% ../nbs/09_analysis.ipynb #b61bd2fc
 def object_share(truth: Tensor, size: tuple[int, int]) -> Tensor:
     "The object's share of the area of each cell, if bool masks [N, H, W] are laid on a grid of `size` (h, w): float [N, 1, h, w]."
     return F.interpolate(truth[:, None].float(), size, mode="area")
 
-# %% ../nbs/09_analysis.ipynb #41ec0e29
+# %% ../nbs/09_analysis.ipynb #d3bfc596
 def share_on_object(mask: Tensor, truth: Tensor) -> Tensor:
     "The share of what masks M [N, C, h, w] drop that falls on the object, bool [N, H, W] -> [N]; NaN where nothing is dropped."
     dropped = 1 - mask
@@ -155,7 +155,7 @@ def share_of_object(mask: Tensor, truth: Tensor) -> Tensor:
     inside = object_share(truth, mask.shape[2:])
     return ((1 - mask) * inside).sum((2, 3)) / inside.sum((2, 3))
 
-# %% ../nbs/09_analysis.ipynb #20aaeaa4
+# %% ../nbs/09_analysis.ipynb #67fd93ba
 def draw_mask(ax, image, mask, colour="#D55E00"):
     "Paint what a mask M [h, w] drops over a picture: `colour`, as opaque as 1 − M."
     from matplotlib.colors import to_rgb
@@ -163,7 +163,7 @@ def draw_mask(ax, image, mask, colour="#D55E00"):
     paint = torch.tensor(to_rgb(colour)).expand(*mask.shape, 3)
     draw_over(ax, image, torch.cat([paint, 1 - mask[..., None]], dim=-1))
 
-# %% ../nbs/09_analysis.ipynb #6fedac2a
+# %% ../nbs/09_analysis.ipynb #17180c55
 MIN_ACTIVATION = 0.02  # Section 4.3: "we eliminate the activations less than 0.02"
 SCALES = tuple(MIN_ACTIVATION * 2 ** (k / 2) for k in range(21))  # from 0.02 to 20.48, each √2 times the last
 
@@ -172,10 +172,10 @@ def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
     "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`, averaged over the N images: [len(edges) − 1]."
     return torch.histogram(x.flatten().float().cpu(), torch.tensor(edges)).hist / len(x)
 
-# %% ../nbs/09_analysis.ipynb #2ab39034
+# %% ../nbs/09_analysis.ipynb #fb58ad98
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage
 
-# %% ../nbs/09_analysis.ipynb #1ec4832b
+# %% ../nbs/09_analysis.ipynb #32a8ff4b
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` that have a checkpoint and did not diverge, by name; {} if there is no such folder."
     folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))

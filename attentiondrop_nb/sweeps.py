@@ -22,7 +22,6 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -436,13 +435,17 @@ NOT_DRAWN = ("train.ipynb", "benchmark.ipynb")  # one run; timings of a GPU
 
 
 def figures(folder, out, wanted, data_dir=None):
-    "The table and figure notebooks in `folder` -> {path: its parameters} to draw the runs in `out`. Raises ValueError if no notebook has a `wanted` one."
+    """The table and figure notebooks in `folder` -> {path: its parameters}, to draw the runs in `out`.
+
+    Raises ValueError on one of the `wanted` parameters that no notebook has.
+    """
     from papermill import inspect_notebook
 
     places = dict(records_dir=out, runs_dir=out, out_dir=Path(out) / "figures") | ({"data_dir": data_dir} if data_dir else {})
     values = {k: str(v) for k, v in places.items()} | wanted
     known = {path: inspect_notebook(str(path)) for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in NOT_DRAWN}
-    refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in wanted if not any(name in k for k in known.values())])
+    unused = [name for name in wanted if not any(name in names for names in known.values())]
+    refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in unused])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
 
 # %% ../nbs/10_sweeps.ipynb #7c4eb053
