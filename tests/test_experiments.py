@@ -22,7 +22,8 @@ def until_the_check(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=NAMES)
-def test_bad_parameters_are_named_before_any_work(path):
+def test_bad_parameters_are_named_before_any_work(path, monkeypatch):
+    monkeypatch.chdir(path.parent)  # where the default folders are
     parameters, check = until_the_check(path)
     good = {}
     exec(parameters, good)
