@@ -214,7 +214,10 @@ def make_config(values):
     check_known(values, [f.name for f in fields(Config)])
     values = asdict(Config()) | values
     for f in fields(Config):
-        check_type(f.name, values[f.name], f.type.__name__ if isinstance(f.type, type) else str(f.type))
+        kind = f.type.__name__ if isinstance(f.type, type) else str(f.type)
+        check_type(f.name, values[f.name], kind)
+        if "float" in kind and values[f.name] is not None:
+            values[f.name] = float(values[f.name])  # 1 and 1.0 are one run, with one name
     for name, allowed in CHOICES.items():
         if values[name] is not None:
             check_choice(f"parameter {name!r}", values[name], tuple(allowed))
