@@ -130,7 +130,8 @@ def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake)
 
 def test_ctrl_c_ends_runs_and_the_next_call_goes_on(tmp_path, fake):
     runs = fake_grid(tmp_path, "write", "wait600", "wait600", "wait600")
-    sweep = subprocess.Popen([*COMMAND, *fake, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    heed = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # a job in the background may ignore Ctrl-C
+    sweep = subprocess.Popen([*COMMAND, *fake, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **heed)
     wait_until(lambda: len(starts(tmp_path)) == 3 and state(runs[0]) == "done")
     sweep.send_signal(signal.SIGINT)
     said = sweep.communicate(timeout=60)[0]
