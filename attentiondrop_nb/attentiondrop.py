@@ -9,7 +9,7 @@ __all__ = ['attention_mask', 'attention_drop2d', 'AttentionDrop2d']
 import torch
 from torch import Tensor
 
-from .adaptive import check_beta, check_drop, check_options, select_mask, top_beta_threshold
+from .adaptive import check_beta, check_drop, check_options, find_fused, select_mask, top_beta_threshold
 from .dropout import DropLayer2d, apply_mask, sample_gamma
 from .soft import min_max_normalize
 
@@ -25,19 +25,22 @@ def attention_mask(x: Tensor, beta: float) -> Tensor:
 def attention_drop2d(
     x: Tensor, alpha: float | Tensor = 0.1, beta: float = 20.0, *,
     granularity: str = "element", rescale: str = "map", training: bool = True,
-    gamma: Tensor | None = None, generator: torch.Generator | None = None,
+    gamma: Tensor | None = None, generator: torch.Generator | None = None, backend: str = "auto",
 ) -> Tensor:
     """AttentionDrop (AD), Algorithm 1: a coin of probability α dims the top-β region by its brightness.
 
     x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
-    rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd.
+    rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fused" (`find_fused`).
+    The mask is a constant to autograd.
     A constant plane has M = 1; a plane with NaN or Inf passes unchanged.
     Returns maps like `x`; `x` itself if not `training`. Raises TypeError or ValueError.
     """
     check_drop(x, alpha, granularity, rescale, gamma), check_beta(beta)
     if not training:
         return x  # lines 1-2
+    if fused := find_fused(x, gamma, backend):
+        return fused(x, alpha, "ad", beta, granularity, rescale, generator)
     s = attention_mask(x.detach(), beta)  # lines 3-5
     if gamma is None:
         gamma = sample_gamma(x, alpha, granularity, generator)  # line 6:  γ ← Bernoulli(α)

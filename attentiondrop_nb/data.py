@@ -7,7 +7,8 @@ __all__ = ['OUTLINES', 'KEYS', 'OFFICIAL', 'EMBEDDED', 'Images', 'digits', 'disc
            'place_objects', 'texture', 'spot', 'paint', 'draw', 'draw_split', 'shapes', 'read_npz', 'read_arrays',
            'check_split', 'check_same_size', 'channels_first', 'labels', 'read_folder', 'splits_of', 'open_split',
            'official_files', 'fetch', 'fetch_missing', 'read_split', 'read_official', 'not_found', 'find_official',
-           'load', 'balanced_order', 'subset', 'channel_stats', 'normalize', 'random_crop', 'random_mirror', 'augment']
+           'load', 'balanced_order', 'subset', 'channel_stats', 'affine', 'normalize', 'pixel_list', 'random_window',
+           'random_mirror', 'draw_crops', 'look_up', 'augment']
 
 # %% ../nbs/07_data.ipynb #13e750de
 import math
@@ -389,29 +390,51 @@ def channel_stats(x):
     return mean.float(), std.float()
 
 
+def affine(mean, std):
+    "Factor and offset [C, 1, 1] with which x · factor + offset is (x/255 − mean) / std; a channel that never varies is only centred."
+    std = torch.where(std > 0, std, 1.0)[:, None, None]
+    return 1 / (255 * std), -mean[:, None, None] / std
+
+
 def normalize(x, mean, std):
-    "uint8 [N, C, H, W] -> float32 (x/255 − mean) / std, per channel; a channel that never varies is only centred."
-    scale = torch.where(std > 0, std, 1.0)
-    return (x.float() / 255 - mean[:, None, None]) / scale[:, None, None]
+    "uint8 [N, C, H, W] -> float32 (x/255 − mean) / std, per channel."
+    factor, offset = affine(mean, std)
+    return torch.addcmul(offset, x.float(), factor)  # offset + x · factor, in one pass
 
 # %% ../nbs/07_data.ipynb #a44411f5
-def random_crop(x, pad=4, generator=None):
-    "Zero-pad `x` [N, C, H, W] by `pad` on each side, and cut an H×W window at a random place, one for each image."
-    n, c, h, w = x.shape
-    dy, dx = torch.randint(2 * pad + 1, (2, n), device=x.device, generator=generator)
-    rows, columns = dy[:, None] + torch.arange(h, device=x.device), dx[:, None] + torch.arange(w, device=x.device)
-    image, channel = (torch.arange(k, device=x.device) for k in (n, c))
-    x = F.pad(x, (pad, pad, pad, pad))
-    return x[image[:, None, None, None], channel[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+def pixel_list(x):
+    "The pixels [N·(H+1)·(W+1), C] of images `x` [N, C, H, W], one after the other; each image has a black row and column at its end."
+    return F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).contiguous().flatten(0, 2)
 
 
-def random_mirror(x, generator=None):
-    "Mirror each image of `x` [N, C, H, W] left to right with probability 1/2."
-    coin = torch.rand(len(x), device=x.device, generator=generator) < 0.5
-    return torch.where(coin[:, None, None, None], x.flip(-1), x)
+def random_window(n, side, pad=4, device=None, generator=None):
+    "Which rows (or columns) `n` random crops of zero-padded images show: int64 [n, side]; outside of the image number `side`, the black one."
+    seen = torch.randint(-pad, pad + 1, (n, 1), device=device, generator=generator) + torch.arange(side, device=device)
+    return seen.masked_fill((seen < 0) | (seen > side), side)
 
 
-def augment(x, mirror=True, generator=None):
-    "Section 4's augmentation of a uint8 batch [N, C, H, W]: pad 4, random crop, and, if `mirror`, random mirroring."
-    x = random_crop(x, generator=generator)
-    return random_mirror(x, generator) if mirror else x
+def random_mirror(columns, generator=None):
+    "Each line of `columns` [n, W] with probability 1/2 in reverse order."
+    coin = torch.rand(len(columns), 1, device=columns.device, generator=generator) < 0.5
+    return torch.where(coin, columns.flip(1), columns)
+
+# %% ../nbs/07_data.ipynb #ecbd5995
+def draw_crops(images, height, width, mirror=True, pad=4, generator=None):
+    """Section 4's augmentation of the `images` (their numbers, int64 [n]): zero-pad by `pad`, crop at random, and mirror at random if asked to.
+
+    Returns where in the `pixel_list` each row of a crop begins, int64 [n, height], and which pixels of the row it shows, [n, width].
+    """
+    rows, columns = (random_window(len(images), side, pad, images.device, generator) for side in (height, width))
+    starts = (images[:, None] * (height + 1) + rows) * (width + 1)
+    return starts, random_mirror(columns, generator) if mirror else columns
+
+
+def look_up(pixels, starts, columns):
+    "The crops that `draw_crops` drew, from the `pixel_list`: [n, C, height, width], channels last."
+    return F.embedding(starts[:, :, None] + columns[:, None], pixels).permute(0, 3, 1, 2)  # embedding: rows of a table, by number
+
+
+def augment(x, mirror=True, pad=4, generator=None):
+    "The same for a batch of images `x` [N, C, H, W], in its dtype."
+    drawn = draw_crops(torch.arange(len(x), device=x.device), *x.shape[2:], mirror, pad, generator)
+    return look_up(pixel_list(x), *drawn)

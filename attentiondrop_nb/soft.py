@@ -9,7 +9,7 @@ __all__ = ['min_max_normalize', 'soft_mask', 'soft_mask_drop2d', 'SoftMaskDrop2d
 import torch
 from torch import Tensor
 
-from .adaptive import check_drop, check_options, select_mask
+from .adaptive import check_drop, check_options, find_fused, select_mask
 from .dropout import DropLayer2d, apply_mask, check_maps, sample_gamma, widen
 
 # %% ../nbs/02_soft.ipynb #7b3b8ca8
@@ -31,18 +31,21 @@ def soft_mask(x: Tensor) -> Tensor:
 def soft_mask_drop2d(
     x: Tensor, alpha: float | Tensor = 0.1, *,
     granularity: str = "element", rescale: str = "map", training: bool = True,
-    gamma: Tensor | None = None, generator: torch.Generator | None = None,
+    gamma: Tensor | None = None, generator: torch.Generator | None = None, backend: str = "auto",
 ) -> Tensor:
     """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness.
 
     x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
-    rescale: "none", "literal", "map", "tensor". The mask is a constant to autograd.
+    rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fused" (`find_fused`).
+    The mask is a constant to autograd.
     Returns maps like `x`; `x` itself if not `training`. Raises TypeError or ValueError.
     """
     check_drop(x, alpha, granularity, rescale, gamma)
     if not training:
         return x
+    if fused := find_fused(x, gamma, backend):
+        return fused(x, alpha, "sm", 100.0, granularity, rescale, generator)
     s = soft_mask(x.detach())  # Eq. 6 and 7
     gamma = sample_gamma(x, alpha, granularity, generator) if gamma is None else gamma  # Eq. 1
     return apply_mask(x, select_mask(s, gamma), rescale)  # Eq. 8 and 9

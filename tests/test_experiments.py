@@ -65,3 +65,67 @@ def test_without_records_a_notebook_says_what_makes_them(path, tmp_path):
 def test_every_table_and_figure_of_the_paper_has_its_notebook():
     for wanted in ("table1", "table2", *(f"fig{k}" for k in range(1, 8)), "ablations", "train"):
         assert sum(name.startswith(wanted) for name in NAMES) == 1, wanted
+
+
+BENCHMARK = ROOT / "nbs" / "experiments" / "benchmark.ipynb"
+QUICK = dict(
+    device="cpu", shapes="2x4x16x16 2x3x4x4", dtypes="float32 bfloat16", repeats=2, train_width=2, train_images=16, train_batches=8, train_repeats=1,
+    out_dir="drawn", record="kept.json",
+)
+
+
+def test_the_benchmark_records_what_it_measures(tmp_path):
+    flags = [f for name, value in QUICK.items() for f in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", str(BENCHMARK), "out.ipynb", "-k", "python3", "--no-progress-bar", *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = [o for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
+    assert not any(o.get("name") == "stderr" for o in outputs)
+    assert {p.name for p in (tmp_path / "drawn").iterdir()} == {f"benchmark_{n}.{kind}" for n in ("time", "ratios") for kind in ("png", "svg")}
+
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    layers = {(r["dtype"], r["shape"], r["layer"]): r for r in kept["layers"]}
+    names = {layer for _, _, layer in layers}
+    assert {"nn.Dropout", "AttentionDrop", "AttentionDrop, eager", "naive AttentionDrop", "DropBlock2d, torchvision"} < names
+    assert layers.keys() == {(d, s, n) for d in ("float32", "bfloat16") for s in ("2x4x16x16", "2x3x4x4") for n in names}
+    for (dtype, shape, layer), r in layers.items():
+        total, dropout = r["seconds"]["both"], layers[dtype, shape, "nn.Dropout"]["seconds"]["both"]
+        assert r["rounds"] == 2 and 0 < total["q1"] <= total["median"] <= total["q3"]
+        assert r["over_dropout"]["value"] == pytest.approx(total["median"] / dropout["median"])
+        assert r["bytes"] == 4 * {"2x4x16x16": 512, "2x3x4x4": 24}[shape] * (4 if dtype == "float32" else 2)
+    copy, dropout = (layers["float32", "2x4x16x16", n] for n in ("device copy", "nn.Dropout"))
+    assert copy["seconds"]["backward"] is None and copy["saved"] == 0
+    assert dropout["saved"] in (dropout["bytes"], dropout["bytes"] // 4), "a mask: a float or a byte for each element"
+    assert {r["loop"] for r in kept["training"]["loops"]} == {"ours, no layer", "ours, AttentionDrop", "plain"}
+    assert {b["verdict"] for b in kept["bars"]} == {"not measured"}, "these sizes are not those of the bars"
+
+
+def test_a_bar_is_met_missed_or_not_measured():
+    (source,) = (c.source for c in nbformat.read(BENCHMARK, 4).cells if "def judge(" in c.source)
+    defined = {}
+    exec(source, defined)
+    judge = defined["judge"]
+    row = judge("a / b", "cpu", {"value": 0.3}, "≤", 0.4, 0.25, "cpu")
+    assert (row["verdict"], row["stretch_verdict"]) == ("met", "missed")
+    row = judge("a / b", "cuda", {"value": 0.3}, "≥", 0.35, None, "cuda")
+    assert (row["verdict"], row["stretch_verdict"]) == ("missed", None)
+    for measured, here in (({"value": 0.3}, "cpu"), (None, "cuda")):
+        row = judge("a / b", "cuda", measured, "≤", 0.4, 0.25, here)
+        assert (row["measured"], row["verdict"], row["stretch_verdict"]) == (None, "not measured", "not measured")
+
+
+BAD = [
+    ("shapes", "64x32x32"), ("shapes", "2x4x0x8"), ("shapes", ""), ("dtypes", "float8"), ("dtypes", ""), ("device", "tpu"), ("repeats", 0),
+    ("train_width", 0), ("train_images", 1), ("train_batches", "1"), ("train_batches", "513"), ("train_batches", "many"), ("train_repeats", 0),
+    ("record", "kept.txt"),
+]
+
+
+@pytest.mark.parametrize("name, value", BAD)
+def test_the_benchmark_names_a_bad_value(name, value):
+    parameters, check = until_the_check(BENCHMARK)
+    namespace = {}
+    exec(parameters, namespace)
+    namespace |= {"device": "cpu", name: value}
+    with pytest.raises(ValueError, match=f"parameter '{name}' is {value!r}"):
+        exec(check, namespace)

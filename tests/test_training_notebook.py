@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -12,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from papermill import inspect_notebook
-from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from attentiondrop_nb.data import load
-from attentiondrop_nb.models import ResNet18
-from attentiondrop_nb.training import Config, Trainer, evaluate, load_run, make_config, read_record, run_name, summary, train, train_epoch
+from attentiondrop_nb import training
+from attentiondrop_nb.data import load, normalize
+from attentiondrop_nb.training import Config, Trainer, draw_epoch, evaluate, load_run, make_config, profile_epoch, read_record
+from attentiondrop_nb.training import run_name, summary, train, train_epoch
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
@@ -153,20 +155,66 @@ def test_a_run_name_does_not_depend_on_where_the_run_is():
     assert len({base, *others}) == 5
 
 
-@pytest.mark.parametrize("method", ["ad", "dropblock"])
+@pytest.mark.parametrize("method", ["ad", "released", "dropblock"])
 def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, method):
     counter = CompileCounter()  # runs the captured graphs as they are, and counts them
-    monkeypatch.setattr(ResNet18, "compile", lambda self: nn.Module.compile(self, backend=counter))
-    values, frames = FAST | dict(method=method, train_images=384, epochs=1), []
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    monkeypatch.setattr("attentiondrop_nb.attentiondrop.find_fused", lambda *args: None)  # the fast code draws other coins
+    torch.compiler.reset()
+    values, frames = FAST | dict(method=method, train_images=320, epochs=2), []  # batches of 128, 128 and 64
     if method == "dropblock":
         values |= dict(block_size=5)
     trainer = Trainer(make_config(values | dict(compile=True)), load("digits"))
     train_epoch(trainer, lambda: frames.append(counter.frame_count))
-    assert frames[0] > 0 and frames[-1] <= frames[1], frames  # lr and α moved; at most one more graph, for the second step
     eager = Trainer(make_config(values), load("digits"))
     train_epoch(eager)
     for (name, a), b in zip(trainer.model.state_dict().items(), eager.model.state_dict().values()):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=name)
+    evaluate(trainer.model, trainer.data.x_test, trainer.data.y_test, trainer.stats)
+    train_epoch(trainer, lambda: frames.append(counter.frame_count))
+    assert frames[0] > 0 and set(frames) == {frames[0]}, frames  # lr and α moved, one batch was smaller, and it was in eval mode
+    assert frames[0] == 1 or method == "dropblock"  # torchvision's function splits the graph
+
+
+def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
+    trainer, found = Trainer(make_config(FAST), load("digits")), []
+    train_epoch(trainer)  # running means and deviations other than 0 and 1
+    for pixels in (1, 100 * 32 * 32, 10**9):  # one image, 100 and 60 more, all of them
+        monkeypatch.setattr(training, "EVAL_PIXELS", {False: pixels, True: pixels})
+        found.append(evaluate(trainer.model, trainer.data.x_test[:160], trainer.data.y_test[:160], trainer.stats))
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] == pytest.approx(found[2], rel=1e-4)
+    trainer.model.eval()
+    with torch.no_grad():
+        chance = trainer.model(normalize(trainer.data.x_test[:160], *trainer.stats)).softmax(1)[range(160), trainer.data.y_test[:160]]
+    assert found[0][0] == pytest.approx(float(-chance.log().mean()), rel=1e-4)
+
+
+def test_every_epoch_shows_every_image_once_but_for_a_last_one():
+    data = load("digits")
+    for n, seen in ((129, 128), (130, 130)):
+        trainer = Trainer(make_config(FAST | dict(train_images=n)), data)
+        epochs = [draw_epoch(trainer) for _ in range(2)]
+        images = [torch.cat([starts[:, 0].div(33**2, rounding_mode="floor") for _, starts, _ in batches]) for batches in epochs]
+        assert all(len(set(i.tolist())) == len(i) == seen for i in images) and not images[0].equal(images[1])
+        assert all(trainer.data.y_train[i].equal(torch.cat([b[0] for b in batches])) for i, batches in zip(images, epochs))
+
+
+def test_a_cutout_that_is_too_long_for_the_images_is_named():
+    trainer = Trainer(make_config(FAST | dict(cutout=True, cutout_length=65)), load("digits"))
+    with pytest.raises(ValueError, match="cutout_length is 65, but x has planes of 32×32 pixels: choose at most 64"):
+        train_epoch(trainer)
+
+
+@pytest.mark.parametrize("method", ["none", "ad"])
+def test_a_profile_names_all_the_time_and_leaves_no_trace(method):
+    trainer = Trainer(make_config(FAST | dict(method=method, width=4)), load("digits"))
+    train_epoch(trainer)
+    start = time.perf_counter()
+    spent = profile_epoch(trainer)
+    seconds = (time.perf_counter() - start) / trainer.steps_per_epoch
+    assert set(spent) == set(training.KINDS) and min(spent.values()) >= 0 and sum(spent.values()) <= seconds
+    assert (spent["drop layer"] > 0) == (method == "ad") and min(spent[k] for k in ("convolution", "batch norm", "images", "optimizer")) > 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in trainer.model.modules())
 
 
 def test_mixed_precision_keeps_float32_weights_and_learns():
@@ -180,7 +228,7 @@ def test_mixed_precision_keeps_float32_weights_and_learns():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: whether PyTorch waits for it cannot be seen here")
 def test_no_step_waits_for_the_gpu():
-    trainer = Trainer(make_config(FAST | dict(cutout=True)), load("digits"))
+    trainer = Trainer(make_config(FAST | dict(cutout=True, mirror=True)), load("digits"))
     train_epoch(trainer)  # warm up: libraries load and plan
     torch.cuda.set_sync_debug_mode("error")
     try:
