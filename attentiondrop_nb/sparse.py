@@ -49,8 +49,7 @@ def in_memory(x, channels_last):
 def from_memory(a, shape, channels_last):
     "The inverse of `in_memory`: maps of `shape`, without a copy."
     N, C, H, W = shape
-    a = torch.from_numpy(a)
-    return a.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else a.view(shape)
+    return torch.from_numpy(a.reshape(N, H, W, C).transpose(0, 3, 1, 2) if channels_last else a.reshape(shape))
 
 # %% ../nbs/05_sparse.ipynb #00b4cc36
 def block_bounds(a, k, kind):
@@ -183,7 +182,7 @@ def sparse_drop2d(x: Tensor, alpha, kind, beta, granularity, rescale, generator=
 
     The other arguments are those of `attention_drop2d`, which checks them. Draws what lies in the region alone.
     """
-    alpha = float(alpha.detach().numpy()) if isinstance(alpha, Tensor) else alpha
+    alpha = float(alpha.detach().double().numpy()) if isinstance(alpha, Tensor) else alpha
     seed = int(torch.randint(2**63 - 1, (), generator=generator).numpy())
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     a, pixels = in_memory(widen(x), channels_last), x.shape[2] * x.shape[3]

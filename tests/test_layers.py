@@ -184,10 +184,22 @@ def test_share_of_coins(dtype, granularity):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_generator_fixes_the_draws(method, granularity):
     x = maps(8, 8, 8, 8)
-    draw = lambda seed: drop(method, x, alpha=0.5, granularity=granularity, generator=torch.Generator().manual_seed(seed))
-    assert draw(0).equal(draw(0)) and not draw(0).equal(draw(1))
-    gamma = sample_gamma(x, 0.5, granularity, torch.Generator().manual_seed(0))
-    assert draw(0).equal(drop(method, x, gamma=gamma, granularity=granularity))
+    seeded = lambda seed: torch.Generator().manual_seed(seed)
+    draw = lambda seed, backend: drop(method, x, alpha=0.5, granularity=granularity, generator=seeded(seed), backend=backend)
+    for backend in ("auto", "eager", "fused"):
+        assert draw(0, backend).equal(draw(0, backend)) and not draw(0, backend).equal(draw(1, backend))
+    gamma = sample_gamma(x, 0.5, granularity, seeded(0))
+    assert draw(0, "eager").equal(drop(method, x, gamma=gamma, granularity=granularity))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_comes_out_may_be_changed_in_place(method, layout):
+    x = layouts(maps(2, 3, 6, 6))[layout].requires_grad_()
+    out = drop(method, x, alpha=0.5)
+    want = torch.autograd.grad(out.relu().sum(), x, retain_graph=True)[0]
+    nn.functional.relu_(out).sum().backward()
+    assert x.grad.equal(want)
 
 
 # Modules
