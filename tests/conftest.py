@@ -1,5 +1,10 @@
-"Two workers share two cores: one thread each, in the tests and in the kernels they start."
+"Two workers share two cores: one thread each, in the tests and in the kernels they start. Without a GPU, Triton interprets its kernels."
 import os
 
+import torch
+
 os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 os.environ["MPLBACKEND"] = os.environ.get("MPLBACKEND", "agg")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is first imported
