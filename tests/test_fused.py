@@ -128,6 +128,13 @@ def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
         assert abs(((p - 0.3) * (q - 0.3)).mean()) < 5 * 0.21 / p.numel() ** 0.5
 
 
+@pytest.mark.parametrize("shape", [(2, 20, 3, 3), (3, 5, 16, 16), (1, 33, 6, 5)], ids=str)
+def test_the_memory_layout_does_not_change_the_draws(shape):
+    for granularity in GRANULARITIES:
+        a, b = (fused.fused_gamma(maps(shape, order=order), *tensors(0.5, 3), granularity) for order in ORDERS)
+        assert a.equal(b)
+
+
 def test_one_coin_for_a_map_or_a_sample():
     x = maps((6, 8, 4, 4))
     g = fused.fused_gamma(x, *tensors(0.5, 3), "map")
@@ -194,6 +201,37 @@ def test_ten_bytes_a_plane_are_kept_in_bfloat16():
         fused.fused_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     extra = [t for t in kept if t.data_ptr() != x.data_ptr()]
     assert sum(t.numel() * t.element_size() for t in extra) == 10 * 16 + 4 + 8  # α and the seed
+
+
+@pytest.fixture
+def one_process():
+    "A process group of this process alone."
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Fused(torch.nn.Module):
+    "The kernels as a layer, on any device."
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("alpha", torch.tensor(0.5))
+
+    def forward(self, x):
+        return fused.fused_drop2d(x, self.alpha, "ad", 20.0, "element", "map", torch.Generator(DEVICE).manual_seed(0))
+
+
+def test_under_data_parallel_training(one_process):
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Fused()).to(DEVICE)
+    x, grads = torch.randn(2, 3, 8, 8, device=DEVICE), []
+    for model in (net, torch.nn.parallel.DistributedDataParallel(net)):
+        net.zero_grad()
+        for _ in range(2):  # DDP writes the buffers anew before each forward pass, α among them
+            y = model(x)
+        y.square().sum().backward()
+        grads.append(net[0].weight.grad.clone())
+    torch.testing.assert_close(*grads)
 
 
 def test_a_compiled_graph_serves_every_alpha():

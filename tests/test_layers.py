@@ -280,6 +280,35 @@ def test_autocast_and_half_models(method):
     assert layer.bfloat16()(maps(2, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+# Data-parallel training
+
+
+def train_in_parallel(rank, folder):
+    "One of two processes: a backward pass of a network with a drop layer under DDP, and the same for its own images alone."
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), ad.AttentionDrop2d(0.5))
+    net[2].set_alpha(0.1 + 0.4 * (rank == 0))  # DDP hands out the first process's buffers
+    model = nn.parallel.DistributedDataParallel(net)
+    x, found = maps(4, 3, 8, 8, seed=rank), {}
+    for name, net_or_ddp in (("together", model), ("alone", net)):
+        torch.manual_seed(10 + rank)  # each process has draws of its own, the same for both
+        net.zero_grad()
+        net_or_ddp(x).square().sum().backward()
+        found[name] = net[0].weight.grad.clone()
+    torch.save(found | {"alpha": net[2].alpha.clone()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_gradients_and_alpha_but_no_draws(tmp_path):
+    torch.multiprocessing.spawn(train_in_parallel, (str(tmp_path),), nprocs=2)
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert a["alpha"].equal(b["alpha"]) and a["alpha"] == 0.5
+    torch.testing.assert_close(a["together"], (a["alone"] + b["alone"]) / 2)
+    assert a["together"].equal(b["together"]) and not a["alone"].equal(b["alone"])
+
+
 # Compile and export
 
 
