@@ -10,7 +10,7 @@ PINNED := PIP_CONSTRAINT=.github/constraints.txt PIP_BUILD_CONSTRAINT=.github/co
 NOTEBOOKS := $(wildcard nbs/*.ipynb nbs/experiments/table*.ipynb nbs/experiments/fig[145]_*.ipynb) nbs/experiments/ablations.ipynb nbs/experiments/train.ipynb
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke test lab export notebooks readme build
+.PHONY: help demo smoke benchmark test lab export notebooks readme build
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -35,6 +35,12 @@ test: $(READY)  ## run every notebook and every test
 
 smoke: $(READY)  ## run the smoke grid, then draw every table and figure from it (minutes)
 	$(BIN)/attentiondrop-sweep nbs/experiments/grids/smoke.yaml --out $(RUNS)/smoke --jobs 2 --redraw
+
+benchmark: $(READY)  ## time the layer and the training loop on this machine (CPU: 2 minutes)
+	@mkdir -p $(RUNS)
+	$(BIN)/papermill nbs/experiments/benchmark.ipynb $(RUNS)/benchmark.ipynb -k python3 --no-progress-bar \
+	  -p out_dir $(RUNS)/benchmark -p record $(RUNS)/benchmark.json
+	@echo 'notebook       $(RUNS)/benchmark.ipynb'
 
 lab: $(READY)  ## open JupyterLab on nbs/
 	$(BIN)/jupyter lab nbs
