@@ -11,8 +11,8 @@ __all__ = ['RECIPES', 'MASK', 'METHODS', 'CUTOUT_LENGTHS', 'NETWORKS', 'TYPES', 
            'loss_and_logits', 'draw_epoch', 'prepare', 'train_step', 'train_epoch', 'score', 'evaluate', 'run_epoch',
            'mark', 'marked', 'lineage', 'kind_of', 'sum_by_kind', 'profile_epoch', 'find_status', 'write_atomic',
            'save_progress', 'is_same_run', 'load_progress', 'restore', 'Run', 'train', 'make_record', 'commit',
-           'environment', 'save_run', 'read_record', 'load_run', 'run_name', 'run_folder', 'summary', 'plot_record',
-           'LiveCurve']
+           'processor', 'environment', 'save_run', 'read_record', 'load_run', 'run_name', 'run_folder', 'summary',
+           'plot_record', 'LiveCurve']
 
 # %% ../nbs/08_training.ipynb #941d853f
 import hashlib
@@ -618,12 +618,21 @@ def commit():
         return None  # a run must not be lost because git is missing
 
 
+def processor():
+    "The name of this machine's processor, and which of its instructions PyTorch uses: 'AMD EPYC, AVX2'."
+    try:
+        name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:  # not Linux
+        name = None
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def environment(trainer):
     "Versions, commit and hardware of this process, and the precision of the run."
     device, gpu = trainer.device, trainer.device.type == "cuda"
     return dict(
         attentiondrop_nb=attentiondrop_nb.__version__, python=platform.python_version(), torch=torch.__version__,
-        cuda=torch.version.cuda if gpu else None, commit=commit(), machine=platform.machine(),
+        cuda=torch.version.cuda if gpu else None, commit=commit(), machine=platform.machine(), processor=processor(),
         device=torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads",
         precision=find_precision(trainer.config, device),
     )
