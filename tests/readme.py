@@ -14,7 +14,7 @@ def output_parts(output, path, alt):
     if "image/png" in data:
         return f"![{alt}]({path})", base64.b64decode("".join(data["image/png"]))
     if "text/markdown" in data:
-        return "".join(data["text/markdown"]), None
+        return links_from_the_root("".join(data["text/markdown"])), None
     text = "".join(output.get("text", data.get("text/plain", "")))
     return "".join(f"    {line}\n" for line in text.splitlines()), None
 
