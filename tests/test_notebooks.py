@@ -1,6 +1,7 @@
 "Every lesson runs from top to bottom, and what is kept in git is in order."
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def name(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=name)
 def test_lesson_runs(path, monkeypatch):
+    if path.name == "05_fused.ipynb" and not find_spec("triton"):
+        pytest.skip("Triton is not installed: there are wheels for Linux alone")
     monkeypatch.chdir(path.parent)
     monkeypatch.setenv("IN_TEST", "1")
     flags = get_config().tst_flags.split()
