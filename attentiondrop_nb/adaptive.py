@@ -82,7 +82,10 @@ def why_eager(x, gamma):
 
 
 def find_fused(x, gamma, backend):
-    "The fast code for `x` (lessons 05), or None where the equations are to be run one by one. Raises ValueError on a `backend` that cannot be."
+    """The fast code for `x` (lessons 05), or None where the equations are to be run one by one.
+
+    Raises ValueError on a `backend` that cannot be.
+    """
     check_choice("backend", backend, BACKENDS)
     reason = "it was not asked for" if backend == "eager" else why_eager(x, gamma)
     if reason and backend == "fused":

@@ -33,8 +33,10 @@ def per_row(v):
 
 
 @triton.jit
-def tile(many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
-    "This program's ROWS planes: their numbers, which of them exist; line by line where their units stand, which of these exist."
+def tile(
+    many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr
+):
+    "This program's planes: their numbers, which exist; line by line where their units stand, which exist."
     blocks = tl.cdiv(many, ROWS)
     n, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
     c, unit = first + tl.arange(0, ROWS), tl.arange(0, B)[None, :]
@@ -157,7 +159,10 @@ def interpolate(a, b, above_a, above_b, k):
 # %% ../nbs/05_fused.ipynb #45a3cf32
 @triton.jit
 def kth_largest(x, low, high, guess, k, STEP: tl.constexpr):
-    "The k-th largest of each row, exactly, and how often it counted. k or more units lie above key `a`, k or fewer above `b`."
+    """The k-th largest of each row, exactly, and how often it counted.
+
+    k or more units lie above key `a`, k or fewer above `b`.
+    """
     a, b, turn = to_key(low), to_key(high), 1
     above_a, above_b = count_above(x, to_float(a)), tl.zeros_like(a)
     b = tl.where(above_a > k, b, a)  # else there is nothing to search
@@ -208,7 +213,8 @@ def draw_gamma(seed, alpha, plane, C, GRANULARITY: tl.constexpr, ROWS: tl.conste
 @triton.jit(do_not_specialize=["unaligned"])
 def gamma_kernel(
     out_ptr, alpha_ptr, seed_ptr,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
+    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     GRANULARITY: tl.constexpr,
 ):
     plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
@@ -227,7 +233,10 @@ def fused_gamma(x: Tensor, alpha: Tensor, seed: Tensor, granularity: str) -> Ten
 # %% ../nbs/05_fused.ipynb #c4fa73ed
 @triton.jit
 def soft_mask_rows(x, low, span):
-    "Eq. 6 and 7 on each row: 1 − (x − low) / span, and 1 where span = 0. A tiny span is lifted first: its inverse would overflow."
+    """Eq. 6 and 7 on each row: 1 − (x − low) / span, and 1 where span = 0.
+
+    A tiny span is lifted first: its inverse would overflow.
+    """
     lift = tl.where((span > 0) & (span < 7.9e-31), 1.2676506e30, 1.0)
     inverse = tl.where(span > 0, 1.0 / (span * lift), 0.0)
     return tl.fma(tl.fma(x, per_row(lift), per_row(-low * lift)), per_row(-inverse), 1.0)
@@ -268,7 +277,8 @@ def keep_rows(bounds_ptr, scale_ptr, planes, plane, exists, low, high, threshold
 @triton.jit(do_not_specialize=["unaligned"])
 def forward_kernel(
     x_ptr, out_ptr, bounds_ptr, scale_ptr, alpha_ptr, seed_ptr, k, z,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
+    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     KIND: tl.constexpr, GRANULARITY: tl.constexpr, RESCALE: tl.constexpr, STEP: tl.constexpr,
 ):
     plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
@@ -292,7 +302,8 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["unaligned"])
 def weigh_kernel(
     values_ptr, x_ptr, out_ptr, bounds_ptr, scale_ptr, alpha_ptr, seed_ptr,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
+    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     KIND: tl.constexpr, GRANULARITY: tl.constexpr,
 ):
     plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
@@ -315,7 +326,9 @@ def tensor_scale(scale, bounds, pixels):
 
 # %% ../nbs/05_fused.ipynb #6a8b4d23
 @torch.library.custom_op("attentiondrop_nb::weigh2d", mutates_args=())
-def weigh2d(values: Tensor, x: Tensor, alpha: Tensor, seed: Tensor, bounds: Tensor, scale: Tensor, kind: str, granularity: str) -> Tensor:
+def weigh2d(
+    values: Tensor, x: Tensor, alpha: Tensor, seed: Tensor, bounds: Tensor, scale: Tensor, kind: str, granularity: str
+) -> Tensor:
     "`values` times the mask and scale that `drop2d` used on `x`; all [N, C, H, W]."
     grid, shape = plan(x)
     out = torch.empty_like(x)
@@ -327,7 +340,9 @@ def weigh2d(values: Tensor, x: Tensor, alpha: Tensor, seed: Tensor, bounds: Tens
 
 # %% ../nbs/05_fused.ipynb #6a356210
 @torch.library.custom_op("attentiondrop_nb::drop2d", mutates_args=())
-def drop2d(x: Tensor, alpha: Tensor, seed: Tensor, kind: str, k: int, granularity: str, rescale: str) -> tuple[Tensor, Tensor, Tensor]:
+def drop2d(
+    x: Tensor, alpha: Tensor, seed: Tensor, kind: str, k: int, granularity: str, rescale: str
+) -> tuple[Tensor, Tensor, Tensor]:
     "The layer on `x` [N, C, H, W], and F_min, F_max, F_top-β [3, N·C] and the scale [N·C] of each plane."
     grid, shape = plan(x)
     out = torch.empty_like(x)
@@ -376,11 +391,13 @@ weigh2d.register_autograd(weigh2d_backward, setup_context=remember_weigh2d)
 
 # %% ../nbs/05_fused.ipynb #06f173f0
 def fused_drop2d(
-    x: Tensor, alpha: float | Tensor, kind: str, beta: float, granularity: str, rescale: str, generator: torch.Generator | None
+    x: Tensor, alpha: float | Tensor, kind: str, beta: float, granularity: str, rescale: str,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """AttentionDrop ("ad"), adaptive ("am") or soft mask ("sm") as one kernel; arguments as `attention_drop2d` has checked them.
+    """AttentionDrop ("ad"), adaptive ("am") or soft mask ("sm") as one kernel.
 
     x: maps [N, C, H, W] of a GPU, float32 or half, planes of up to 64·64 units. Returns maps like `x`.
+    The other arguments are those of `attention_drop2d`, which checks them.
     """
     if isinstance(alpha, Tensor):
         alpha = alpha.to(x.device, torch.float32, copy=True)  # a schedule may change it before the backward pass
