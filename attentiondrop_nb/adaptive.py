@@ -73,6 +73,8 @@ def why_eager(x, gamma):
         return "gamma is given, but the fast code draws its own"
     if type(x) not in (Tensor, nn.Parameter) or x.numel() == 0 or torch.jit.is_tracing():
         return "x is empty, traced, or no plain torch.Tensor"
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
     if x.is_cuda:
         fits = x.dtype != torch.float64 and x.shape[2] * x.shape[3] <= 64 * 64 and HAS_TRITON
         return None if fits else "on a GPU it takes float32 or half types, planes of up to 64 × 64 units, and needs Triton installed"

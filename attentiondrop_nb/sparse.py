@@ -162,10 +162,15 @@ class Weigh(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.channels_last = inputs[1]
         ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_forward(*inputs[2:])
 
     @staticmethod
     def backward(ctx, grad):
         return Weigh.apply(grad, ctx.channels_last, *ctx.saved_tensors), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return Weigh.apply(tangent, ctx.channels_last, *ctx.saved_tensors)
 
 # %% ../nbs/05_sparse.ipynb #e56f53a5
 def plane_coins(x, alpha, granularity, seed):

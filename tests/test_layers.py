@@ -280,6 +280,30 @@ def test_autocast_and_half_models(method):
     assert layer.bfloat16()(maps(2, 3, 8, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_transforms_of_torch_func(method):
+    x, t = maps(2, 3, 6, 6), maps(2, 3, 6, 6, seed=1)
+    f = lambda x: drop(method, x, alpha=0.5)
+    torch.manual_seed(0)
+    grad, y = torch.func.grad_and_value(lambda x: (f(x) * t).sum())(x)
+    torch.testing.assert_close((grad * x).sum(), y)  # y is linear in x, its mask being a constant
+    y, tangent = torch.func.jvp(f, (x,), (x,))
+    torch.testing.assert_close(tangent, y)
+    assert torch.vmap(f, randomness="different")(x[None].expand(4, -1, -1, -1, -1)).shape == (4, *x.shape)
+    with pytest.raises(ValueError, match="torch.func is at work; use backend='auto'"):
+        torch.func.grad(lambda x: drop(method, x, alpha=0.5, backend="fused").sum())(x)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("method", METHODS)
+def test_forward_mode(method, backend):
+    x, t = maps(2, 3, 6, 6), maps(2, 3, 6, 6, seed=1)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, t)
+        y, tangent = torch.autograd.forward_ad.unpack_dual(drop(method, dual, alpha=0.5, backend=backend))
+    torch.testing.assert_close(tangent * x, y * t)  # both are x, or t, times mask and factor
+
+
 # Data-parallel training
 
 
