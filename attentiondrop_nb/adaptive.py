@@ -79,10 +79,10 @@ def why_eager(x, gamma):
         fits = x.dtype != torch.float64 and x.shape[2] * x.shape[3] <= 64 * 64 and HAS_TRITON
         return None if fits else "on a GPU it takes float32 or half types, planes of up to 64 × 64 units, and needs Triton installed"
     if x.device.type != "cpu":
-        return f"x is on {x.device}"
+        return "there is fast code for a CPU and for a GPU alone"
     return "on a CPU torch.compile fuses the equations itself" if torch.compiler.is_compiling() else None
 
-
+# %% ../nbs/01_adaptive.ipynb #a7e0c4d5
 def find_fused(x, gamma, backend):
     """The fast code for `x` (lessons 05), or None where the equations are to be run one by one.
 
@@ -91,7 +91,8 @@ def find_fused(x, gamma, backend):
     check_choice("backend", backend, BACKENDS)
     reason = "it was not asked for" if backend == "eager" else why_eager(x, gamma)
     if reason and backend == "fused":
-        raise ValueError(f"backend is 'fused', but {reason}; use backend='auto' or 'eager'")
+        given = f"x is {x.dtype}, {tuple(x.shape)}, on {x.device}"
+        raise ValueError(f"backend is 'fused' and {given}, but {reason}; use backend='auto' or 'eager'")
     if reason:
         return None
     if x.is_cuda:
