@@ -441,7 +441,8 @@ def figures(folder, out, wanted, data_dir=None):
     """
     from papermill import inspect_notebook
 
-    places = dict(records_dir=out, runs_dir=out, out_dir=Path(out) / "figures") | ({"data_dir": data_dir} if data_dir else {})
+    drawn = Path(out) / "figures"
+    places = dict(records_dir=out, runs_dir=out, out_dir=drawn, scores_dir=drawn) | ({"data_dir": data_dir} if data_dir else {})
     values = {k: str(v) for k, v in places.items()} | wanted
     known = {path: inspect_notebook(str(path)) for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in NOT_DRAWN}
     unused = [name for name in wanted if not any(name in names for names in known.values())]
@@ -461,8 +462,10 @@ def redraw(todo, kept, jobs=1):
     "Run the notebooks that `figures` lists -> `Outcome`s. They, and what they draw, go into the folder `kept`."
     kept.mkdir(parents=True, exist_ok=True)
     progress = Progress("notebooks", len(todo), 0)
+    waves = [[item for item in todo.items() if ("scores_dir" in item[1]) == late] for late in (False, True)]
     try:
-        run_locally(lambda item, stop: draw_one(*item, kept, jobs, stop), todo.items(), jobs, progress)
+        for wave in waves:
+            run_locally(lambda item, stop: draw_one(*item, kept, jobs, stop), wave, jobs, progress)
     finally:
         progress.bar.close()
     return progress.outcomes

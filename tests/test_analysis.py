@@ -18,6 +18,7 @@ from attentiondrop_nb.analysis import iou, object_share, run_cams, share_of_obje
 from attentiondrop_nb.data import load, subset
 from attentiondrop_nb.models import PreActResNet18, ResNet18
 from attentiondrop_nb.related import sample_mask
+from attentiondrop_nb.tables import load_scores
 from attentiondrop_nb.training import load_run, make_config, run_folder, save_run, train
 
 EXPERIMENTS = Path(__file__).parent.parent / "nbs" / "experiments"
@@ -169,15 +170,32 @@ def run_notebook(name, folder, monkeypatch, **parameters):
 
 QUICK = {"fig3_mask_heatmaps": dict(n_images=100), "fig6_cam": dict(n_images=20), "fig7_activations": dict(dataset="shapes", n_images=20)}
 DRAWN = {"fig2_masks_in_a_network": ["fig2"], "fig3_mask_heatmaps": ["fig3_masks", "fig3_share"], "fig6_cam": ["fig6_cam", "fig6_iou"], "fig7_activations": ["fig7_shapes"]}
+SCORES = {"fig3_mask_heatmaps": ["fig3_scores.json"], "fig6_cam": ["fig6_scores.json"], "fig7_activations": ["fig7_shapes_scores.json"]}
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_from_runs(name, runs, tmp_path, monkeypatch):
     said = run_notebook(name, tmp_path, monkeypatch, runs_dir=str(runs), out_dir="drawn", **QUICK.get(name, {}))
-    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == sorted(f"{d}.{kind}" for d in DRAWN[name] for kind in ("png", "svg"))
+    pictures = [f"{d}.{kind}" for d in DRAWN[name] for kind in ("png", "svg")]
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == sorted([*pictures, *SCORES.get(name, [])])
     assert "attentiondrop-sweep" not in said  # nothing is missing
     if name == "fig6_cam":
         assert "cannot be told from 1 run of each" in said  # dropout has one seed
+
+
+@pytest.mark.parametrize("name, file, score, methods", [
+    ("fig3_mask_heatmaps", "fig3_scores.json", "layer2 own", {"dropout", "spatial", "dropblock", "am", "sm", "ad", "released"}),
+    ("fig6_cam", "fig6_scores.json", "ap", {"none", "dropout", "dropblock", "ad"}),
+    ("fig7_activations", "fig7_shapes_scores.json", "layer4.1.bn2 mean", {"none", "dropblock", "ad"}),
+])
+def test_the_scores_beside_a_figure_are_those_it_prints(name, file, score, methods, runs, tmp_path, monkeypatch):
+    said = run_notebook(name, tmp_path, monkeypatch, runs_dir=str(runs), out_dir="drawn", **QUICK[name])
+    scores, about = load_scores(tmp_path / "drawn" / file)
+    assert scores.keys() == methods and about["setting"]["dataset"] == "shapes" and about["parameters"]["n_images"] == QUICK[name]["n_images"]
+    assert set(about["runs"]) <= {folder.name for folder in runs.iterdir()}
+    for method, seeds in scores.items():
+        mean = sum(values[score] for values in seeds.values()) / len(seeds)
+        assert f"{mean:.3f}" in said, (method, score)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -14,7 +14,7 @@ from attentiondrop_nb.training import Config, make_config, run_name
 
 EXPERIMENTS = ROOT / "nbs" / "experiments"
 PAPER_TABLES, PAPER_CURVES = ("table1_cifar", "table2_svhn"), ("fig4_cifar_training", "fig5_svhn_training")
-NOTEBOOKS = (*PAPER_TABLES, *PAPER_CURVES, "ablations")
+NOTEBOOKS = (*PAPER_TABLES, *PAPER_CURVES, "ablations", "claims")
 
 
 # Statistics
@@ -156,7 +156,7 @@ def pairs(method, finals, **parameters):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_without_records_a_notebook_says_which_command_makes_them(name, monkeypatch, here):
     shown, _ = run(name, monkeypatch)
-    grid = {"table1_cifar": "table1", "table2_svhn": "table2", "fig4_cifar_training": "table1", "fig5_svhn_training": "table2"}.get(name, name)
+    grid = {"table1_cifar": "table1", "table2_svhn": "table2", "fig4_cifar_training": "table1", "fig5_svhn_training": "table2", "claims": "table1"}.get(name, name)
     assert f"attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs" in text(shown)
     assert (EXPERIMENTS / "grids" / f"{grid}.yaml").is_file()
     assert not list(here.rglob("*.png")) and "**holds**" not in text(shown)
@@ -177,13 +177,9 @@ def test_a_bad_parameter_is_an_error_that_names_it_before_any_work(name, bad, mo
 def test_the_papers_numbers_are_those_of_its_text():
     "The abstract and the introduction repeat the first and the last row of the tables."
     told = {"cifar10": (95.28, 96.37), "cifar100": (77.54, 78.60), "svhn": (97.40, 98.31)}
-    for name in PAPER_TABLES:
-        cell = next(c for c in json.loads((EXPERIMENTS / f"{name}.ipynb").read_text())["cells"] if "PAPER = {" in "".join(c["source"]))
-        space = {}
-        exec("".join(cell["source"]).split("columns =")[0], space)
-        for dataset, numbers in space["PAPER"].items():
-            assert (numbers["none", False][0], numbers["ad", True][0]) == told.pop(dataset)
-            assert max(numbers, key=lambda row: numbers[row][0]) == ("ad", True)
+    for dataset, numbers in tables.PAPER.items():
+        assert (numbers[tables.NONE][0], numbers[tables.BOTH][0]) == told.pop(dataset)
+        assert max(numbers, key=lambda row: numbers[row][0]) == tables.BOTH
     assert not told
 
 
@@ -246,3 +242,45 @@ def test_ablations_vary_one_thing(monkeypatch, here):
     assert "literal: training 99.00 ± 0.00 %, test 11.00 ± 1.00 %, training over test +88.00 [+85.52, +90.48]" in text(shown)
     assert "no two runs that differ in beta alone" in text(shown)
     assert "AD as printed is better than AD as released*: **does not hold**" in text(shown)
+
+
+def test_a_difference_that_does_not_matter_is_inside_the_margin():
+    inside, edge, beyond = (tables.Difference(m, m - 1, m + 1, 3) for m in (0, 2, 5))
+    assert tables.within(2, inside) == "holds" and tables.within(2, inside, edge).startswith("cannot be told")
+    assert tables.within(2, inside, edge, beyond) == tables.within(2, tables.Difference(-5, -6, -4, 3)) == "does not hold"
+
+
+SCORES = {
+    "fig3": {m: {s: {f"layer{k} {name}": v + 0.001 * s * k * (m == "ad") for k in (1, 2) for name in ("more", "gone")} for s in range(3)}
+             for m, v in (("ad", 0.05), ("dropout", 0.0), ("dropblock", 0.01))},
+    "fig6": {m: {s: {"ap": v + 0.01 * s * (m == "ad")} for s in range(3)} for m, v in (("ad", 0.5), ("dropout", 0.6), ("dropblock", 0.51), ("none", 0.4))},
+}
+
+
+def test_claims_on_records_made_by_hand(monkeypatch, here):
+    records = [
+        *pairs("none", (0.90, 0.91, 0.92)), *pairs("ad", (0.903, 0.914, 0.925)), *pairs("dropblock", (0.95, 0.961, 0.97)), *pairs("sm", (0.9, 0.93, 0.9)),
+        *pairs("am", (0.90, 0.905, 0.90)), *pairs("none", (0.95, 0.951, 0.952), cutout=True), *pairs("ad", (0.93, 0.933, 0.93), cutout=True),
+        *pairs("ad", (0.905, 0.913, 0.926), alpha=0.4), *pairs("ad", (0.5, 0.51, 0.55), beta=5.0), *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
+    ]
+    for name, scores in SCORES.items():
+        tables.save_scores(here / "scores" / f"{name}_scores.json", scores, [record(0)])
+    shown, _ = run("claims", monkeypatch, records_dir=write(here / "runs", records), scores_dir="scores", out_dir="drawn")
+    said = text(shown)
+    row = lambda words: next(line for line in said.splitlines() if words in line and line.startswith("| "))
+    assert "AD − ResNet-18: +0.40 [+0.15, +0.65] from 3 pairs (paper +0.21) | **holds** |" in row("Adding AttentionDrop")
+    assert "| **does not hold** |" in row("outperform the state-of-art")
+    assert "SM − AM: +0.83 [-2.75, +4.42] from 3 pairs (paper +0.04) | **cannot be told from 3 runs of each** |" in row("overshadows")
+    assert "AD + Cutout − Cutout: -2.00" in row("is in **bold**") and "| **does not hold** |" in row("is in **bold**")
+    assert "cannot be told without records" in row("converge to a higher accuracy")  # no run with Dropout
+    assert "α 0.4 − α 0.1" in row("manual adjustment") and "β 5 − β 20:" in row("manual adjustment") and "| **does not hold** |" in row("manual adjustment")
+    assert "literal − rescale map" in row("appropriate scaling") and "| **does not hold** |" in row("appropriate scaling")
+    assert "ad − dropout, layer2: +0.052 [+0.047, +0.057] from 3 pairs" in row("more purposefully") and "| **holds** |" in row("more purposefully")
+    assert "| **does not hold** |" in row("risks") and "| **does not hold** |" in row("average precision of the CAM")
+    assert "not measured: fig7_cifar10_scores.json is not in" in said and "cannot be told without records" in row("how many outputs")
+    assert {p.name for p in (here / "drawn").iterdir()} == {"claims_cifar10.png", "claims_cifar10.svg"}
+
+
+def test_the_claims_name_a_bad_margin(monkeypatch, here):
+    with pytest.raises(ValueError, match="parameter 'margin' is 0"):
+        run("claims", monkeypatch, margin=0.0)
