@@ -338,8 +338,9 @@ def cutout_share(rows, paper={}):
 
 # %% ../nbs/11_tables.ipynb #5b1c7a16
 def decimals(d):
-    "A `Difference` as it is, '+0.076 [-0.156, +0.309]'."
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*d[:3])
+    "A `Difference` as it is, '+0.076 [-0.156, +0.309]'; whole numbers if it is a count of ten and more, '+250 [-239, +740]'."
+    digits = 3 if max(map(abs, d[:3])) < 10 else 0
+    return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
 
 
 def claim_row(says, measured, found, said=None, show=points, paper={}):
