@@ -238,8 +238,10 @@ def test_the_smoke_grid_has_every_method_and_the_paper_grid_everything():
     configs = {name: {make_config(run) for run in some} for name, some in runs.items()}
     assert configs["paper"] == configs["table1"] | configs["table2"] | configs["ablations"]
     assert {c.width for c in configs["paper"]} == {64} and {c.seed for c in configs["paper"]} == {0, 1, 2, 3, 4}
-    for grid in ("table1", "table2", "ablations", "cifar10_cpu"):  # paired: every method has the same seeds
+    for grid in ("table1", "table2", "ablations", "cifar10_gpu", "shapes"):  # paired: every method has the same seeds
         assert len({frozenset(s) for s in by_method(configs[grid]).values()}) == 1
+    for seeds in by_method(configs["cifar10_cpu"]).values():  # some have more, all have the first three
+        assert seeds == set(range(len(seeds))) and len(seeds) >= 3
 
 
 def by_method(configs):
