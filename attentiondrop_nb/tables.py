@@ -338,8 +338,9 @@ def cutout_share(rows, paper={}):
 
 # %% ../nbs/11_tables.ipynb #5b1c7a16
 def decimals(d):
-    "A `Difference` as it is, '+0.076 [-0.156, +0.309]'; whole numbers if it is a count of ten and more, '+250 [-239, +740]'."
-    digits = 3 if max(map(abs, d[:3])) < 10 else 0
+    "A `Difference` as it is, '+0.076 [-0.156, +0.309]'; whole numbers from ten on, two digits and more of what is small."
+    largest = max(map(abs, d[:3]))
+    digits = 0 if largest >= 10 else max(3, 1 - math.floor(math.log10(largest))) if largest else 3
     return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
 
 

@@ -275,7 +275,7 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
     assert "cannot be told without records" in row("converge to a higher accuracy")  # no run with Dropout
     assert "α 0.4 − α 0.1" in row("manual adjustment") and "β 5 − β 20:" in row("manual adjustment") and "| **does not hold** |" in row("manual adjustment")
     assert "literal − rescale map" in row("appropriate scaling") and "| **does not hold** |" in row("appropriate scaling")
-    assert "ad − dropout, layer2: +0.052 [+0.047, +0.057] from 3 pairs" in row("more purposefully") and "| **holds** |" in row("more purposefully")
+    assert "AD − Dropout, layer2: +0.052 [+0.047, +0.057] from 3 pairs" in row("more purposefully") and "| **holds** |" in row("more purposefully")
     assert "| **does not hold** |" in row("risks") and "| **does not hold** |" in row("average precision of the CAM")
     assert "not measured: fig7_cifar10_scores.json is not in" in said and "cannot be told without records" in row("how many outputs")
     assert {p.name for p in (here / "drawn").iterdir()} == {"claims_cifar10.png", "claims_cifar10.svg"}
