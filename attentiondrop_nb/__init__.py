@@ -2,11 +2,11 @@
 
 __version__ = "0.1.0"
 
-from .adaptive import AdaptiveMaskDrop2d, adaptive_mask_drop2d
-from .attentiondrop import AttentionDrop2d, attention_drop2d
-from .dropout import LinearSchedule, apply_mask, sample_gamma
-from .models import PreActResNet18, ResNet18, attach
-from .soft import SoftMaskDrop2d, soft_mask_drop2d
+from .layers.attach import attach
+from .layers.layers import AdaptiveMaskDrop2d, AttentionDrop2d, LinearSchedule, SoftMaskDrop2d
+from .layers.layers import adaptive_mask_drop2d, attention_drop2d, soft_mask_drop2d
+from .method.dropout import apply_mask, sample_gamma
+from .training.resnet import PreActResNet18, ResNet18
 
 __all__ = [
     "AdaptiveMaskDrop2d",

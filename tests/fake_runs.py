@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import nbformat
 
-from attentiondrop_nb.sweeps import plan
-from attentiondrop_nb.training import SCHEMA, make_config
+from attentiondrop_nb.evidence.grids import plan
+from attentiondrop_nb.training.config import make_config
+from attentiondrop_nb.training.runs import SCHEMA
 
 PARAMETERS = """
 method: str = "ad"

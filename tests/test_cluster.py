@@ -8,10 +8,11 @@ import psutil
 import pytest
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
 
-from attentiondrop_nb.sweeps import is_locked, main, plan, read_grid, state
-from attentiondrop_nb.training import read_record
+from attentiondrop_nb.evidence.grids import plan, read_grid
+from attentiondrop_nb.evidence.sweeps import is_locked, main, state
+from attentiondrop_nb.training.runs import read_record
 
-COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.sweeps import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]
 MEMORY = 80_000_000  # bytes of object store a node, about the least that Ray takes
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import attentiondrop_nb as ad
-from attentiondrop_nb.adaptive import shape_mask, top_beta_threshold
-from attentiondrop_nb.dropout import FLOATS, GRANULARITIES, RESCALES, apply_mask, sample_gamma
-from attentiondrop_nb.soft import min_max_normalize
+from attentiondrop_nb.method.adaptive import shape_mask, top_beta_threshold
+from attentiondrop_nb.checks import FLOATS
+from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES, apply_mask, sample_gamma
+from attentiondrop_nb.method.soft import min_max_normalize
 
 FUNCTIONS = {"am": ad.adaptive_mask_drop2d, "sm": ad.soft_mask_drop2d, "ad": ad.attention_drop2d}
 MODULES = {"am": ad.AdaptiveMaskDrop2d, "sm": ad.SoftMaskDrop2d, "ad": ad.AttentionDrop2d}
@@ -186,7 +187,7 @@ def test_generator_fixes_the_draws(method, granularity):
     x = maps(8, 8, 8, 8)
     seeded = lambda seed: torch.Generator().manual_seed(seed)
     draw = lambda seed, backend: drop(method, x, alpha=0.5, granularity=granularity, generator=seeded(seed), backend=backend)
-    for backend in ("auto", "eager", "fused"):
+    for backend in ("auto", "eager", "fast"):
         assert draw(0, backend).equal(draw(0, backend)) and not draw(0, backend).equal(draw(1, backend))
     gamma = sample_gamma(x, 0.5, granularity, seeded(0))
     assert draw(0, "eager").equal(drop(method, x, gamma=gamma, granularity=granularity))
@@ -291,7 +292,7 @@ def test_transforms_of_torch_func(method):
     torch.testing.assert_close(tangent, y)
     assert torch.vmap(f, randomness="different")(x[None].expand(4, -1, -1, -1, -1)).shape == (4, *x.shape)
     with pytest.raises(ValueError, match="torch.func is at work; use backend='auto'"):
-        torch.func.grad(lambda x: drop(method, x, alpha=0.5, backend="fused").sum())(x)
+        torch.func.grad(lambda x: drop(method, x, alpha=0.5, backend="fast").sum())(x)
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])

@@ -86,7 +86,7 @@ def test_import_loads_nothing_beside_torch():
 
 def test_a_data_set_without_scikit_learn_says_what_to_install():
     code = BLOCK.format(blocked=["sklearn"]) + (
-        "from attentiondrop_nb.data import load\n"
+        "from attentiondrop_nb.training.datasets import load\n"
         "try: load('digits')\n"
         "except ImportError as e: print(e)"
     )

@@ -17,11 +17,13 @@ import pytest
 from checkout import ROOT
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
 
-from attentiondrop_nb.sweeps import call_papermill, expand, is_locked, main, plan, read_grid, state
-from attentiondrop_nb.training import METHODS, make_config, read_record
+from attentiondrop_nb.evidence.grids import expand, plan, read_grid
+from attentiondrop_nb.evidence.sweeps import call_papermill, is_locked, main, state
+from attentiondrop_nb.training.config import METHODS, make_config
+from attentiondrop_nb.training.runs import read_record
 
 GRIDS = ROOT / "nbs" / "experiments" / "grids"
-COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.sweeps import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +87,9 @@ def test_bad_calls_end_with_2(tmp_path, capsys, monkeypatch):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert says in capsys.readouterr().err
-    monkeypatch.setattr("attentiondrop_nb.sweeps.find_spec", lambda name: None)
+    monkeypatch.setattr("attentiondrop_nb.evidence.grids.find_spec", lambda name: None)
     assert main([grid]) == 2 and "pip install 'attentiondrop_nb[experiments]'" in capsys.readouterr().err
-    monkeypatch.setattr("attentiondrop_nb.sweeps.find_spec", lambda name: None if name == "ray" else "there")
+    monkeypatch.setattr("attentiondrop_nb.evidence.grids.find_spec", lambda name: None if name == "ray" else "there")
     assert main([grid, "--ray", "auto"]) == 2 and "pip install 'attentiondrop_nb[cluster]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

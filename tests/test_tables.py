@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attentiondrop_nb import tables
-from attentiondrop_nb.training import Config, make_config, run_name
+from attentiondrop_nb.evidence import figures, statistics, tables
+from attentiondrop_nb.training.config import Config, make_config, run_name
 
 EXPERIMENTS = ROOT / "nbs" / "experiments"
 PAPER_TABLES, PAPER_CURVES = ("table1_cifar", "table2_svhn"), ("fig4_cifar_training", "fig5_svhn_training")
@@ -26,25 +26,25 @@ shares = st.dictionaries(st.integers(0, 6), st.integers(0, 1000).map(lambda k: k
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(shares, shares)
 def test_paired_difference_is_that_of_scipy_over_the_common_seeds(a, b):
-    seeds, d = sorted(a.keys() & b.keys()), tables.paired_difference(a, b)
+    seeds, d = sorted(a.keys() & b.keys()), statistics.paired_difference(a, b)
     assert d.n == len(seeds) and (d.n == 0 or math.isclose(d.mean, sum(a[s] - b[s] for s in seeds) / d.n, abs_tol=1e-12))
     gaps = {round(1000 * (a[s] - b[s])) for s in seeds}
     if len(gaps) < 2:
-        assert math.isnan(d.low) and math.isnan(d.high) and tables.verdict(d).startswith("cannot be told")
+        assert math.isnan(d.low) and math.isnan(d.high) and statistics.verdict(d).startswith("cannot be told")
         return
     want = stats.ttest_rel([a[s] for s in seeds], [b[s] for s in seeds]).confidence_interval()
     assert (d.low, d.high) == pytest.approx(tuple(want), abs=1e-12)
     opposite = {"holds": "does not hold", "does not hold": "holds"}
-    back = tables.verdict(tables.paired_difference(b, a))
-    assert back == opposite.get(tables.verdict(d), tables.verdict(d))
+    back = statistics.verdict(statistics.paired_difference(b, a))
+    assert back == opposite.get(statistics.verdict(d), statistics.verdict(d))
 
 
 def test_a_claim_on_several_pairs_is_as_strong_as_its_weakest_pair():
-    up, down, unsure = (tables.Difference(m, m - 1, m + 1, 3) for m in (2, -2, 0))
-    assert tables.verdict(up, up) == "holds"
-    assert tables.verdict(up, unsure) == "cannot be told from 3 runs of each"
-    assert tables.verdict(up, unsure, down) == "does not hold"
-    assert tables.verdict(up, unsure._replace(n=2)) == "cannot be told from 2 runs of each"
+    up, down, unsure = (statistics.Difference(m, m - 1, m + 1, 3) for m in (2, -2, 0))
+    assert statistics.verdict(up, up) == "holds"
+    assert statistics.verdict(up, unsure) == "cannot be told from 3 runs of each"
+    assert statistics.verdict(up, unsure, down) == "does not hold"
+    assert statistics.verdict(up, unsure._replace(n=2)) == "cannot be told from 2 runs of each"
 
 
 # Records
@@ -245,9 +245,9 @@ def test_ablations_vary_one_thing(monkeypatch, here):
 
 
 def test_a_difference_that_does_not_matter_is_inside_the_margin():
-    inside, edge, beyond = (tables.Difference(m, m - 1, m + 1, 3) for m in (0, 2, 5))
-    assert tables.within(2, inside) == "holds" and tables.within(2, inside, edge).startswith("cannot be told")
-    assert tables.within(2, inside, edge, beyond) == tables.within(2, tables.Difference(-5, -6, -4, 3)) == "does not hold"
+    inside, edge, beyond = (statistics.Difference(m, m - 1, m + 1, 3) for m in (0, 2, 5))
+    assert statistics.within(2, inside) == "holds" and statistics.within(2, inside, edge).startswith("cannot be told")
+    assert statistics.within(2, inside, edge, beyond) == statistics.within(2, statistics.Difference(-5, -6, -4, 3)) == "does not hold"
 
 
 SCORES = {
@@ -264,7 +264,7 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
         *pairs("ad", (0.905, 0.913, 0.926), alpha=0.4), *pairs("ad", (0.5, 0.51, 0.55), beta=5.0), *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
     ]
     for name, scores in SCORES.items():
-        tables.save_scores(here / "scores" / f"{name}_scores.json", scores, [record(0)])
+        figures.save_scores(here / "scores" / f"{name}_scores.json", scores, [record(0)])
     shown, _ = run("claims", monkeypatch, records_dir=write(here / "runs", records), scores_dir="scores", out_dir="drawn")
     said = text(shown)
     row = lambda words: next(line for line in said.splitlines() if words in line and line.startswith("| "))

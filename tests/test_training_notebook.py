@@ -16,10 +16,17 @@ import torch
 from papermill import inspect_notebook
 from torch._dynamo.testing import CompileCounter
 
-from attentiondrop_nb import training
-from attentiondrop_nb.data import load, normalize
-from attentiondrop_nb.training import Config, Trainer, draw_epoch, evaluate, load_run, make_config, profile_epoch, read_record
-from attentiondrop_nb.training import run_name, summary, train, train_epoch
+from attentiondrop_nb.speed import profile
+from attentiondrop_nb.training import loop
+from attentiondrop_nb.training.batches import normalize
+from attentiondrop_nb.training.datasets import load
+from attentiondrop_nb.speed.profile import profile_epoch
+from attentiondrop_nb.training.config import Config, make_config
+from attentiondrop_nb.training.loop import Trainer, draw_epoch, evaluate
+from attentiondrop_nb.training.runs import load_run, read_record
+from attentiondrop_nb.training.config import run_name
+from attentiondrop_nb.training.loop import train_epoch
+from attentiondrop_nb.training.runs import summary, train
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
@@ -116,10 +123,9 @@ def test_parameters_are_explained():
 
 KILLED = """
 import sys
-import attentiondrop_nb.training as training
-training.SAVE_SECONDS = 0
-config = training.make_config({values!r})
-training.train(config, folder={folder!r}, progress=False, on_epoch=lambda record: print(len(record["epochs"]), flush=True))
+from attentiondrop_nb.training import config, runs
+runs.SAVE_SECONDS = 0
+runs.train(config.make_config({values!r}), folder={folder!r}, progress=False, on_epoch=lambda record: print(len(record["epochs"]), flush=True))
 """
 
 
@@ -159,7 +165,7 @@ def test_a_run_name_does_not_depend_on_where_the_run_is():
 def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, method):
     counter = CompileCounter()  # runs the captured graphs as they are, and counts them
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    monkeypatch.setattr("attentiondrop_nb.attentiondrop.find_fused", lambda *args: None)  # the fast code draws other coins
+    monkeypatch.setattr("attentiondrop_nb.layers.layers._find_fast", lambda *args: None)  # the fast code draws other coins
     torch.compiler.reset()
     values, frames = FAST | dict(method=method, train_images=320, epochs=2), []  # batches of 128, 128 and 64
     if method == "dropblock":
@@ -180,7 +186,7 @@ def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
     trainer, found = Trainer(make_config(FAST), load("digits")), []
     train_epoch(trainer)  # running means and deviations other than 0 and 1
     for pixels in (1, 100 * 32 * 32, 10**9):  # one image, 100 and 60 more, all of them
-        monkeypatch.setattr(training, "EVAL_PIXELS", {False: pixels, True: pixels})
+        monkeypatch.setattr(loop, "EVAL_PIXELS", {False: pixels, True: pixels})
         found.append(evaluate(trainer.model, trainer.data.x_test[:160], trainer.data.y_test[:160], trainer.stats))
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] == pytest.approx(found[2], rel=1e-4)
     trainer.model.eval()
@@ -212,7 +218,7 @@ def test_a_profile_names_all_the_time_and_leaves_no_trace(method):
     start = time.perf_counter()
     spent = profile_epoch(trainer)
     seconds = (time.perf_counter() - start) / trainer.steps_per_epoch
-    assert set(spent) == set(training.KINDS) and min(spent.values()) >= 0 and sum(spent.values()) <= seconds
+    assert set(spent) == set(profile.KINDS) and min(spent.values()) >= 0 and sum(spent.values()) <= seconds
     assert (spent["drop layer"] > 0) == (method == "ad") and min(spent[k] for k in ("convolution", "batch norm", "images", "optimizer")) > 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in trainer.model.modules())
 
@@ -242,7 +248,8 @@ def test_no_step_waits_for_the_gpu():
 
 @pytest.mark.skipif("ATTENTIONDROP_DATA" not in os.environ, reason="ATTENTIONDROP_DATA is not set: no real CIFAR-10 here")
 def test_real_cifar10_loads():
-    from attentiondrop_nb.data import channel_stats, load
+    from attentiondrop_nb.training.batches import channel_stats
+    from attentiondrop_nb.training.datasets import load
 
     data = load("cifar10", os.environ["ATTENTIONDROP_DATA"])
     assert data.x_train.shape == (50000, 3, 32, 32) and data.x_test.shape == (10000, 3, 32, 32)

@@ -1,0 +1,383 @@
+"The networks and `attach` beyond the lesson: every place of many CNNs, compile, export, copies, files, devices, modes, errors."
+import copy
+import inspect
+import io
+import pickle
+import shutil
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+import attentiondrop_nb as ad
+from attentiondrop_nb.layers.layers import drop_layers
+from attentiondrop_nb.layers.attach import Attached, attach
+from attentiondrop_nb.training.resnet import PreActResNet18
+
+DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
+NETWORKS = {"post": ad.ResNet18, "pre": PreActResNet18}
+CNNS = {  # no dropout of their own, whose coins would differ once attached layers draw too
+    "post": lambda: ad.ResNet18(width=4),
+    "pre": lambda: PreActResNet18(width=4),
+    "torchvision mobilenet": lambda: torchvision.models.mobilenet_v3_small(weights=None, num_classes=10, dropout=0.0),
+    "torchvision shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=10),
+    "torchvision resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=10),
+    **{f"timm {name}": lambda name=name: timm.create_model(f"test_{name}", pretrained=False, num_classes=10)
+       for name in ("resnet", "convnext", "efficientnet", "byobnet")},
+}
+
+
+def images(n=4, side=32, seed=0):
+    return torch.randn(n, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded(make, *args, **kwargs):
+    torch.manual_seed(0)
+    return make(*args, **kwargs)
+
+
+def places_with_maps(model, x):
+    "The names of all submodules of `model` that return a 4-D float tensor, each submodule once."
+    names, handles = [], []
+    for name, module in model.named_modules():
+        note = lambda m, i, o, name=name: names.append(name) if isinstance(o, torch.Tensor) and o.dim() == 4 else None
+        handles.append(module.register_forward_hook(note))
+    model(x)
+    for handle in handles:
+        handle.remove()
+    return sorted(set(names))
+
+
+def train_step(model, x):
+    "Logits of `model` in training mode and the gradients of all its parameters."
+    model.zero_grad()
+    out = model.train()(x)
+    out.square().sum().backward()
+    return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def hooks(model):
+    return [hook for m in model.modules() for hook in m._forward_hooks.values()]
+
+
+# Any place of any CNN
+
+
+@pytest.mark.parametrize("cnn", CNNS)
+def test_layers_behind_every_submodule_at_once(cnn):
+    model, x = seeded(CNNS[cnn]), images()
+    model.eval()  # so that finding the places leaves no trace in running means
+    places = places_with_maps(model, x)
+    assert len(places) > 10
+    plain = copy.deepcopy(model)
+    keys = list(model.state_dict())
+    handle = attach(model, {name: lambda: ad.AttentionDrop2d(0.0) for name in places})
+    assert list(model.state_dict()) == keys and len(drop_layers(model)) == len(handle.layers) == len(places)
+    for ours, theirs in zip(train_step(model, x), train_step(plain, x), strict=True):
+        assert ours.equal(theirs)  # α = 0 is the identity to the bit, for gradients too, and harms no in-place operation
+    ad.LinearSchedule(model, 1.0, 1.0)
+    assert model.eval()(x).equal(plain.eval()(x))  # the same running means, and eval mode is not touched
+    dropped = train_step(model, x)
+    assert all(t.isfinite().all() for t in dropped) and not torch.allclose(dropped[0], train_step(plain, x)[0])
+    handle.remove()
+    plain.load_state_dict(model.state_dict())
+    assert not hooks(model) and all(a.equal(b) for a, b in zip(train_step(model, x), train_step(plain, x), strict=True))
+
+
+def test_a_layer_works_each_time_its_submodule_is_called():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.act(x))
+
+    model, x = Twice(), images()
+    attach(model, {"act": lambda: ad.AttentionDrop2d(1.0)})
+    once = ad.attention_drop2d(x.relu(), 1.0)
+    assert model(x).equal(ad.attention_drop2d(once, 1.0)) and not model(x).equal(once)
+
+
+def test_the_submodule_decides_about_the_mode():
+    model, x = seeded(ad.ResNet18, width=4), images()
+    attach(model, {"layer1": lambda: ad.AttentionDrop2d(1.0)})
+    model.train()
+    model.layer1.eval()  # a frozen stage in a model that trains
+    got = []
+    model.layer1[-1].register_forward_hook(lambda m, i, o: got.append(o))
+    model.layer1.register_forward_hook(lambda m, i, o: got.append(o))
+    model(x)
+    assert got[0] is got[1]
+    model.layer1.train()
+    model(x)
+    assert got[3].equal(ad.attention_drop2d(got[2], 1.0)) and not got[3].equal(got[2])
+
+
+def test_layers_without_buffers_can_be_attached_too():
+    model, x = seeded(ad.ResNet18, width=4), images()
+    with attach(model, {"layer2": lambda: nn.Dropout2d(1.0)}):
+        drop_everything = model(x)
+        with pytest.raises(ValueError, match="no drop layer"):
+            ad.LinearSchedule(model)  # it has no α
+    assert (drop_everything == drop_everything[:1]).all()  # nothing of the images gets through
+
+
+# The schedule
+
+
+def test_schedule_moves_attached_and_built_in_layers():
+    model = ad.ResNet18(width=4, drop=ad.AttentionDrop2d)
+    handle = attach(model, {"layer3": ad.AdaptiveMaskDrop2d, "layer4.0.conv1": ad.SoftMaskDrop2d})
+    schedule = ad.LinearSchedule(model, 0.0, 0.5, steps=2)
+    for want in (0.25, 0.5):
+        schedule.step()
+        alphas = [float(layer.alpha) for layer in (*handle.layers.values(), *model.drop.values())]
+        assert alphas == [want] * 4
+    handle.remove()
+    assert len(drop_layers(model)) == 2
+
+
+# Copies and files
+
+
+def by_pickle(pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+def by_torch_save(pair):
+    file = io.BytesIO()
+    torch.save(pair, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch_save])
+def test_a_copy_has_layers_and_a_handle_of_its_own(duplicate):
+    model, x = seeded(ad.ResNet18, width=4), images()
+    handle = attach(model, {"layer1": lambda: ad.AttentionDrop2d(0.25)})
+    twin, twin_handle = duplicate((model, handle))
+    assert isinstance(twin_handle, Attached) and drop_layers(twin) == list(twin_handle.layers.values())
+    ad.LinearSchedule(twin, 1.0, 1.0)
+    assert float(handle.layers["layer1"].alpha) == 0.25 and float(twin_handle.layers["layer1"].alpha) == 1.0
+    handle.remove()
+    assert not hooks(model) and len(hooks(twin)) == 1
+    full = attach(model, {"layer1": lambda: ad.AttentionDrop2d(1.0)})
+    assert twin(x).equal(model(x))
+    full.remove(), twin_handle.remove()
+    assert not hooks(twin) and twin(x).equal(model(x))
+
+
+def test_the_model_alone_can_be_copied():
+    model = ad.ResNet18(width=4)
+    handle = attach(model, {"layer1": lambda: ad.AttentionDrop2d(0.25)})
+    twin = copy.deepcopy(model)
+    handle.remove()
+    handle.remove()  # once more does no harm
+    ad.LinearSchedule(twin, 1.0, 1.0)
+    assert float(handle.layers["layer1"].alpha) == 0.25 and not hooks(model) and len(hooks(twin)) == 1
+
+
+def test_checkpoints_are_those_of_the_plain_model():
+    plain, model = seeded(ad.ResNet18, width=4), ad.ResNet18(width=4)
+    attach(model, {"layer1": ad.AttentionDrop2d})
+    model.load_state_dict(plain.state_dict())
+    plain.load_state_dict(model.state_dict())
+    assert model.eval()(images()).equal(plain.eval()(images()))
+
+
+# Devices and dtypes
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_layers_follow_a_model_that_moves(device):
+    model = ad.ResNet18(width=4)
+    handle = attach(model, {"layer1": ad.AttentionDrop2d})
+    out = model.to(device)(images().to(device))
+    alpha = handle.layers["layer1"].alpha
+    assert out.device.type == alpha.device.type == device and alpha.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_alpha_stays_float32_in_a_model_of_another_dtype(dtype):
+    model = seeded(ad.ResNet18, width=4).to(dtype)
+    handle = attach(model, {"layer1": lambda: ad.AttentionDrop2d(0.1)})
+    out = model.to(dtype)(images().to(dtype))
+    assert out.dtype == dtype and out.isfinite().all()
+    assert handle.layers["layer1"].alpha.equal(torch.tensor(0.1))
+
+
+def test_autocast():
+    model = seeded(ad.ResNet18, width=4)
+    attach(model, {name: lambda: ad.AttentionDrop2d(0.5) for name in ("conv1", "layer1", "layer2")})
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(images())
+    out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16 and all(p.grad.isfinite().all() for p in model.parameters())
+
+
+# Compile and export
+
+
+@pytest.fixture
+def no_recompiles():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+COMPILED = {  # small ones: compiling takes its time
+    "post": (lambda: ad.ResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
+    "pre": (lambda: PreActResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
+    "torchvision": (lambda: torchvision.models.squeezenet1_1(weights=None, dropout=0.0), ["features.3", "features.6.squeeze"]),
+    "timm": (lambda: timm.create_model("test_resnet", pretrained=False), ["layer1", "layer2.0.bn2"]),
+}
+
+
+@pytest.mark.parametrize("cnn", COMPILED)
+def test_compiles_whole_and_alpha_moves_without_recompiling(cnn, no_recompiles):
+    make, names = COMPILED[cnn]
+    model, x = seeded(make), images()
+    attach(model, {name: ad.AttentionDrop2d for name in names})
+    schedule, eager = ad.LinearSchedule(model, 0.0, 1.0, steps=2), copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), eager(x))
+    for _ in range(2):
+        schedule.step()
+        at_one = compiled(x)
+        at_one.square().sum().backward()
+    assert not torch.allclose(at_one, eager(x))
+    ad.LinearSchedule(eager, 1.0, 1.0)  # α = 1: every coin falls on 1
+    torch.testing.assert_close(at_one, eager(x))
+
+
+def test_compiled_model_sees_layers_come_and_go():
+    torch._dynamo.reset()
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    compiled, x = torch.compile(model, fullgraph=True, backend="eager"), images()
+    plain = compiled(x)
+    for _ in range(2):
+        with attach(model, {"2": lambda: ad.AttentionDrop2d(1.0)}):
+            dropped = compiled(x)
+            torch.testing.assert_close(dropped, model(x))
+            assert not torch.allclose(dropped, plain)
+            torch.testing.assert_close(compiled.eval()(x), model(x))
+        torch.testing.assert_close(compiled.train()(x), plain)
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile's default backend needs a C++ compiler")
+def test_default_backend_trains_with_an_attached_layer(no_recompiles):
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    attach(model, {"2": ad.AttentionDrop2d})
+    schedule = ad.LinearSchedule(model, 0.0, 1.0, steps=1)
+    compiled, x, eager = torch.compile(model, fullgraph=True), images(side=16), copy.deepcopy(model)
+    torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-4)
+    schedule.step()
+    ad.LinearSchedule(eager, 1.0, 1.0)
+    out = compiled(x)
+    torch.testing.assert_close(out, eager(x), rtol=1e-3, atol=1e-4)
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_export_of_a_model_in_eval():
+    model, x = seeded(PreActResNet18, width=4), images()
+    attach(model, {"layer1": ad.AttentionDrop2d})
+    torch.testing.assert_close(torch.export.export(model.eval(), (x,)).module()(x), model(x))
+
+
+# Errors
+
+
+class Odd(nn.Module):
+    "Submodules that return what no drop layer can take, and some that are never called."
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.flat, self.pool = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.MaxPool2d(2, return_indices=True)
+        self.blocks = nn.ModuleList([nn.ReLU()])
+        self.same = self.conv
+
+    def forward(self, x):
+        x, _ = self.pool(self.conv(x))
+        return self.flat(self.blocks[0](x))
+
+
+@pytest.mark.parametrize(
+    "places, error, says",
+    [
+        ({"blocks.1": ad.AttentionDrop2d}, ValueError, ["Odd has no submodule 'blocks.1'", "'blocks.0'"]),
+        ({"xyz": ad.AttentionDrop2d}, ValueError, ["'xyz'", "'conv', 'flat', 'pool', 'blocks'"]),
+        ({3: ad.AttentionDrop2d}, ValueError, ["no submodule 3"]),
+        ({"blocks": ad.AttentionDrop2d}, ValueError, ["'blocks' is a ModuleList", "never called"]),
+        ({"conv": ad.AttentionDrop2d, "same": ad.AttentionDrop2d}, ValueError, ["'conv' and 'same'"]),
+        ({"conv": ad.AttentionDrop2d()}, TypeError, ["'conv'", "a function that makes a layer"]),
+        ({"conv": 0.1}, TypeError, ["'conv': 0.1", "a function that makes a layer"]),
+        ({"conv": lambda: None}, TypeError, ["'conv'", "made None"]),
+        ({"conv": lambda: nn.BatchNorm2d(4)}, TypeError, ["'conv'", "BatchNorm2d", "without parameters"]),
+        ({"conv": lambda: ad.AttentionDrop2d(2.0)}, ValueError, ["alpha is 2.0"]),
+    ],
+)
+def test_a_bad_place_is_one_error_and_attaches_nothing(places, error, says):
+    model = Odd()
+    with pytest.raises(error) as e:
+        attach(model, {"blocks.0": ad.AttentionDrop2d} | places)
+    assert all(text in str(e.value) for text in says) and not hooks(model)
+
+
+def test_a_taken_place():
+    model = Odd()
+    handle = attach(model, {"conv": ad.AttentionDrop2d})
+    for name in ("conv", "same"):
+        with pytest.raises(ValueError, match=rf"'{name}' has an attached drop layer already; call remove\(\)"):
+            attach(model, {"blocks.0": ad.AttentionDrop2d, name: ad.AttentionDrop2d})
+    assert len(hooks(model)) == 1
+    handle.remove()
+    attach(model, {"same": ad.AttentionDrop2d})
+
+
+@pytest.mark.parametrize("name, says", [("flat", r"'flat' returns a torch.float32 tensor of shape \(4, 900\)"), ("pool", "'pool' .* tuple")])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_output_that_is_no_map_is_an_error_at_the_first_forward(name, says, training):
+    model = Odd().train(training)
+    with attach(model, {name: ad.AttentionDrop2d}), pytest.raises(ValueError, match=says):
+        model(images())
+    assert model(images()).shape == (4, 900)  # and the handle has gone
+
+
+def test_tokens_are_no_maps():
+    model = timm.create_model("test_vit", pretrained=False)
+    attach(model, {"blocks.0": ad.AttentionDrop2d})
+    with pytest.raises(ValueError, match="'blocks.0' returns a torch.float32 tensor of shape"):
+        model(images(side=160))
+
+
+# The two networks
+
+
+def test_both_networks_take_the_same_arguments():
+    assert inspect.signature(PreActResNet18.__init__) == inspect.signature(ad.ResNet18.__init__)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_drop_layers_stand_where_drop_after_says(name):
+    model = seeded(NETWORKS[name], width=4, drop=lambda: ad.AttentionDrop2d(1.0), drop_after=("layer2", "layer4"))
+    plain = seeded(NETWORKS[name], width=4)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    got = []
+    model.layer3.register_forward_pre_hook(lambda m, i: got.append(i[0]))
+    plain.layer2.register_forward_hook(lambda m, i, o: got.append(o))
+    model(images()), plain(images())
+    assert got[0].equal(ad.attention_drop2d(got[1], 1.0)) and not got[0].equal(got[1])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_features_are_what_the_classifier_pools(name):
+    model, x = seeded(NETWORKS[name], 7, 4).eval(), images()
+    maps = model.features(x)
+    assert maps.shape == (4, 32, 4, 4) and maps.min() == 0
+    torch.testing.assert_close(model(x), maps.flatten(2).mean(2) @ model.fc.weight.T + model.fc.bias)
