@@ -32,7 +32,9 @@ def check_alpha(alpha):
     "Raise unless `alpha` is a number in [0, 1] or a 0-dim float tensor (whose value is not read)."
     if isinstance(alpha, Tensor):
         if alpha.dim() != 0 or alpha.dtype not in FLOATS:
-            raise ValueError(f"alpha is a {alpha.dtype} tensor of shape {tuple(alpha.shape)}; a float tensor without dimensions is needed")
+            raise ValueError(
+                f"alpha is a {alpha.dtype} tensor of shape {tuple(alpha.shape)}; a float tensor without dimensions is needed"
+            )
     elif isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"alpha is {alpha!r}; a number in [0, 1] or a 0-dim float tensor is needed")
     elif not 0 <= alpha <= 1:
@@ -50,7 +52,9 @@ def check_broadcast(name, t, x):
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is a {type(t).__name__}; a torch.Tensor that broadcasts to {tuple(x.shape)} is needed")
     if t.dim() != 4 or any(a not in (1, b) for a, b in zip(t.shape, x.shape)):
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; 4 dimensions that broadcast to x's {tuple(x.shape)} are needed")
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}; 4 dimensions that broadcast to x's {tuple(x.shape)} are needed"
+        )
 
 # %% ../nbs/checks.ipynb #593dc2bb
 def check_beta(beta):
@@ -66,13 +70,17 @@ def check_size(name, value, x=None, limit=None):
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; a whole number of pixels, at least 1, is needed")
     if limit is not None and value > limit:
-        raise ValueError(f"{name} is {value}, but x has planes of {x.shape[2]}×{x.shape[3]} pixels: choose at most {limit} there")
+        raise ValueError(
+            f"{name} is {value}, but x has planes of {x.shape[2]}×{x.shape[3]} pixels: choose at most {limit} there"
+        )
 
 # %% ../nbs/checks.ipynb #7c91792f
 def check_share(name, value):
     "Raise unless `value`, the argument called `name`, is a number with 0 ≤ value < 1."
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
-        raise ValueError(f"{name} is {value!r}; a number with 0 <= {name} < 1 is needed (a value of F̂, not a percentage)")
+        raise ValueError(
+            f"{name} is {value!r}; a number with 0 <= {name} < 1 is needed (a value of F̂, not a percentage)"
+        )
 
 # %% ../nbs/checks.ipynb #5ae38f5d
 def message(f, *args, **kwargs):

@@ -113,7 +113,14 @@ def photo_net(steps=120, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         images = photos()
-        net = nn.Sequential(block(3, 16, 1), block(16, 32, 2), block(32, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, len(images)))
+        net = nn.Sequential(
+            block(3, 16, 1),
+            block(16, 32, 2),
+            block(32, 32, 2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, len(images)),
+        )
         optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
         for _ in range(steps):
             crops, which = random_crops(images, 32, 48)

@@ -49,14 +49,21 @@ def quick_imports(folder):
 def fake_notebook(folder):
     "Write the notebook into `folder`; returns its path."
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
-    cells = [nbformat.v4.new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(BODY.strip())]
+    cells = [
+        nbformat.v4.new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(BODY.strip()),
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "fake.ipynb")
     return folder / "fake.ipynb"
 
 
 def fake_grid(folder, *todo):
     "A grid with a seed for each of `todo`, what its run is to do; returns the planned runs. Call it again to change what they do."
-    grid = {"name": "fake", "defaults": {"width": 4, "data_dir": str(folder)}, "runs": [{"seed": list(range(len(todo)))}]}
+    grid = {
+        "name": "fake",
+        "defaults": {"width": 4, "data_dir": str(folder)},
+        "runs": [{"seed": list(range(len(todo)))}],
+    }
     (folder / "grid.yaml").write_text(json.dumps(grid))  # JSON is YAML
     runs = plan(grid, folder / "out")
     for run, do in zip(runs, todo):
@@ -69,7 +76,11 @@ def fake_grid(folder, *todo):
 def starts(folder):
     "[(run name, process id of its kernel), ...] of all starts so far."
     file = folder / "starts"
-    return [(name, int(pid)) for name, pid in (line.split() for line in file.read_text().splitlines())] if file.exists() else []
+    return (
+        [(name, int(pid)) for name, pid in (line.split() for line in file.read_text().splitlines())]
+        if file.exists()
+        else []
+    )
 
 
 def wait_until(condition, seconds=90):

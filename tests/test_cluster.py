@@ -21,11 +21,15 @@ def cluster(tmp_path_factory):
     "A head that runs nothing, and two nodes of one CPU each."
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", quick_imports(tmp_path_factory.mktemp("quick")))
-        for name, value in dict(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_DISABLE_IMPORT_WARNING="1").items():
+        for name, value in dict(
+            RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0", RAY_DISABLE_IMPORT_WARNING="1"
+        ).items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
-        made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, object_store_memory=MEMORY))
+        made = Cluster(
+            initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, object_store_memory=MEMORY)
+        )
         try:
             made.nodes = [made.add_node(num_cpus=1, object_store_memory=MEMORY) for _ in range(2)]
             made.wait_for_nodes()
@@ -67,8 +71,14 @@ def test_all_runs_finish_though_a_node_dies(cluster, tmp_path):
     said = sweep.communicate(timeout=240)[0]
     assert [state(run) for run in runs] == ["done"] * 5 + ["failed"], said
     times = Counter(name for name, _ in starts(tmp_path))
-    assert times == {run.name: 2 if run.name == killed else 1 for run in runs}  # begun anew elsewhere; the failed one is not repeated
-    assert sweep.returncode == 1 and "6 runs: 5 done, 1 failed" in said and "ArithmeticError: this run was told to fail" in said
+    assert times == {
+        run.name: 2 if run.name == killed else 1 for run in runs
+    }  # begun anew elsewhere; the failed one is not repeated
+    assert (
+        sweep.returncode == 1
+        and "6 runs: 5 done, 1 failed" in said
+        and "ArithmeticError: this run was told to fail" in said
+    )
 
 
 def test_real_training_on_the_node_that_is_left(cluster, tmp_path):
@@ -78,7 +88,11 @@ def test_real_training_on_the_node_that_is_left(cluster, tmp_path):
     assert sweep.returncode == 0, said
     (run,) = plan(read_grid(tmp_path / "grid.yaml"), tmp_path / "out")
     record = read_record(run.folder / "record.json")
-    assert record["status"] == "finished" and record["environment"]["device"].startswith("cpu") and "1 runs: 1 done" in said
+    assert (
+        record["status"] == "finished"
+        and record["environment"]["device"].startswith("cpu")
+        and "1 runs: 1 done" in said
+    )
 
 
 def test_an_ended_sweep_ends_its_tasks(cluster, tmp_path):
@@ -96,7 +110,15 @@ def test_an_ended_sweep_ends_its_tasks(cluster, tmp_path):
 def test_no_cluster_is_an_error(tmp_path, capsys, address):
     fake_grid(tmp_path, "write")
     before = signal.getsignal(signal.SIGTERM)
-    arguments = [tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path), "--ray", address]
+    arguments = [
+        tmp_path / "grid.yaml",
+        "--out",
+        tmp_path / "out",
+        "--notebook",
+        fake_notebook(tmp_path),
+        "--ray",
+        address,
+    ]
     assert main([str(a) for a in arguments]) == 2
     signal.signal(signal.SIGTERM, before)
     assert f"no Ray cluster at {address}: " in capsys.readouterr().err and not starts(tmp_path)

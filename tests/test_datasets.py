@@ -73,10 +73,18 @@ def write_cifar(reader, root, monkeypatch, n=6):
     folder, label = root / reader.base_folder, "fine_labels" if reader is CIFAR100 else "labels"
     x, y, sums = {}, {}, {}
     for split, files in (("train", reader.train_list), ("test", reader.test_list)):
-        x[split], y[split] = pictures(n * len(files), 3, 32, 32), RNG.integers(0, len(CLASSES[reader]), n * len(files)).tolist()
+        x[split], y[split] = (
+            pictures(n * len(files), 3, 32, 32),
+            RNG.integers(0, len(CLASSES[reader]), n * len(files)).tolist(),
+        )
         for k, (file, _) in enumerate(files):
             part = slice(k * n, (k + 1) * n)
-            batch = {"batch_label": file, label: y[split][part], "data": x[split][part].reshape(n, 3072), "filenames": ["a.png"] * n}
+            batch = {
+                "batch_label": file,
+                label: y[split][part],
+                "data": x[split][part].reshape(n, 3072),
+                "filenames": ["a.png"] * n,
+            }
             dump(folder / file, batch | ({"coarse_labels": [0] * n} if reader is CIFAR100 else {}))
             sums[file] = md5(folder / file)
     dump(folder / reader.meta["filename"], {reader.meta["key"]: CLASSES[reader], "num_vis": 3072})
@@ -147,7 +155,10 @@ def test_cifar_is_unpacked_from_its_archive(tmp_path, monkeypatch, no_network):
         f.add(tmp_path / "made" / CIFAR10.base_folder, CIFAR10.base_folder)
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     same(load("cifar10", tmp_path / "data"), x, y)
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [CIFAR10.base_folder, CIFAR10.filename] and not no_network
+    assert (
+        sorted(p.name for p in (tmp_path / "data").iterdir()) == [CIFAR10.base_folder, CIFAR10.filename]
+        and not no_network
+    )
 
 
 def test_svhn_joins_train_and_extra(tmp_path, monkeypatch, no_network):
@@ -208,13 +219,20 @@ def server(tmp_path, monkeypatch):
     for variable in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     yield f"http://127.0.0.1:{httpd.server_port}", broken
-    httpd.shutdown(), thread.join(), httpd.server_close()
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
 
 
 def serve_svhn(tmp_path, monkeypatch, url):
     x, y = write_svhn(tmp_path / "remote", monkeypatch, dict(train=3, extra=4, test=5))
-    monkeypatch.setattr(SVHN, "split_list", {s: [f"{url}/{file}", file, m] for s, (_, file, m) in SVHN.split_list.items()})
-    return {"train": np.concatenate([x["train"], x["extra"]]), "test": x["test"]}, {"train": np.r_[y["train"], y["extra"]], "test": y["test"]}
+    monkeypatch.setattr(
+        SVHN, "split_list", {s: [f"{url}/{file}", file, m] for s, (_, file, m) in SVHN.split_list.items()}
+    )
+    return {"train": np.concatenate([x["train"], x["extra"]]), "test": x["test"]}, {
+        "train": np.r_[y["train"], y["extra"]],
+        "test": y["test"],
+    }
 
 
 def test_what_is_missing_is_downloaded_once(tmp_path, monkeypatch, server):
@@ -254,7 +272,14 @@ def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
 def test_no_network_is_one_error_that_says_what_to_do(tmp_path, no_network, name, file):
     with pytest.raises(FileNotFoundError) as e:
         load(name, tmp_path)
-    for text in (f"no data set '{name}'", f"{tmp_path}/{name}.npz", f"{tmp_path}/{name}/train/<class>", f"{tmp_path}/{file}", "no network in this test", "data_dir"):
+    for text in (
+        f"no data set '{name}'",
+        f"{tmp_path}/{name}.npz",
+        f"{tmp_path}/{name}/train/<class>",
+        f"{tmp_path}/{file}",
+        "no network in this test",
+        "data_dir",
+    ):
         assert text in str(e.value)
     assert "\n" not in str(e.value) and no_network and e.value.__cause__ is not None
     assert not list(tmp_path.iterdir())
@@ -316,7 +341,11 @@ def test_subset_is_balanced_nested_and_keeps_pairs(y, draw):
     data = toy(y, masks=True)
     part, whole = subset(data, n), subset(data, len(y))
     which = part.x_train[:, 0, 0, 0].tolist()
-    assert len(set(which)) == n and part.y_train.tolist() == [y[k] for k in which] and part.masks_train.sum((1, 2)).tolist() == which
+    assert (
+        len(set(which)) == n
+        and part.y_train.tolist() == [y[k] for k in which]
+        and part.masks_train.sum((1, 2)).tolist() == which
+    )
     assert whole.x_train[:n].equal(part.x_train) and part.x_test is data.x_test and part.masks_test is data.masks_test
     counts, sizes = part.y_train.bincount(minlength=4).tolist(), [y.count(k) for k in range(4)]
     most = max(counts)
@@ -325,9 +354,11 @@ def test_subset_is_balanced_nested_and_keeps_pairs(y, draw):
 
 def test_subset_does_not_hang_on_the_seed_of_a_run():
     data = toy([0, 1, 2, 3] * 20)
-    torch.manual_seed(1), np.random.seed(1)
+    torch.manual_seed(1)
+    np.random.seed(1)
     first = subset(data, 13)
-    torch.manual_seed(2), np.random.seed(2)
+    torch.manual_seed(2)
+    np.random.seed(2)
     assert subset(data, 13).x_train.equal(first.x_train)
 
 
@@ -358,6 +389,7 @@ def test_shapes_need_a_picture():
 
 def test_shapes_are_the_same_whatever_was_drawn_before():
     first = shapes(30, 10)
-    np.random.seed(1), torch.manual_seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     again = shapes(30, 10)
     assert again.x_train.equal(first.x_train) and again.masks_test.equal(first.masks_test)

@@ -17,7 +17,9 @@ def until_the_check(path):
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     assert "parameters" in cells[0].metadata.get("tags", []), "the parameters come first"
     end = next(i for i, c in enumerate(cells) if "check_parameters(" in c.source or "from_globals(" in c.source)
-    assert end <= 2 and all(c.source.startswith(("import ", "from ")) for c in cells[1:end]), "only imports stand before the check"
+    assert end <= 2 and all(c.source.startswith(("import ", "from ")) for c in cells[1:end]), (
+        "only imports stand before the check"
+    )
     return cells[0].source, "\n".join(c.source for c in cells[1 : end + 1])
 
 
@@ -53,7 +55,9 @@ RECORD_READERS = [p for p in EXPERIMENTS if {"records_dir", "runs_dir"} & set(in
 @pytest.mark.parametrize("path", RECORD_READERS, ids=[p.stem for p in RECORD_READERS])
 def test_without_records_a_notebook_says_what_makes_them(path, tmp_path):
     (tmp_path / "none").mkdir()
-    flags = [f for name in inspect_notebook(str(path)) if name in ("records_dir", "runs_dir") for f in ("-p", name, "none")]
+    flags = [
+        f for name in inspect_notebook(str(path)) if name in ("records_dir", "runs_dir") for f in ("-p", name, "none")
+    ]
     command = [sys.executable, "-m", "papermill", str(path), "out.ipynb", "-k", "python3", "--no-progress-bar", *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,25 +73,53 @@ def test_every_table_and_figure_of_the_paper_has_its_notebook():
 
 BENCHMARK = ROOT / "nbs" / "experiments" / "benchmark.ipynb"
 QUICK = dict(
-    device="cpu", shapes="2x4x16x16 2x3x4x4", dtypes="float32 bfloat16", repeats=2, train_width=2, train_images=16, train_batches=8, train_repeats=1,
-    out_dir="drawn", record="kept.json",
+    device="cpu",
+    shapes="2x4x16x16 2x3x4x4",
+    dtypes="float32 bfloat16",
+    repeats=2,
+    train_width=2,
+    train_images=16,
+    train_batches=8,
+    train_repeats=1,
+    out_dir="drawn",
+    record="kept.json",
 )
 
 
 def test_the_benchmark_records_what_it_measures(tmp_path):
     flags = [f for name, value in QUICK.items() for f in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", str(BENCHMARK), "out.ipynb", "-k", "python3", "--no-progress-bar", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(BENCHMARK),
+        "out.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        *flags,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = [o for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"] for o in c.get("outputs", [])]
     assert not any(o.get("name") == "stderr" for o in outputs)
-    assert {p.name for p in (tmp_path / "drawn").iterdir()} == {f"benchmark_{n}.{kind}" for n in ("time", "ratios") for kind in ("png", "svg")}
+    assert {p.name for p in (tmp_path / "drawn").iterdir()} == {
+        f"benchmark_{n}.{kind}" for n in ("time", "ratios") for kind in ("png", "svg")
+    }
 
     kept = json.loads((tmp_path / "kept.json").read_text())
     layers = {(r["dtype"], r["shape"], r["layer"]): r for r in kept["layers"]}
     names = {layer for _, _, layer in layers}
-    assert {"nn.Dropout", "AttentionDrop", "AttentionDrop, eager", "naive AttentionDrop", "DropBlock2d, torchvision"} < names
-    assert layers.keys() == {(d, s, n) for d in ("float32", "bfloat16") for s in ("2x4x16x16", "2x3x4x4") for n in names}
+    assert {
+        "nn.Dropout",
+        "AttentionDrop",
+        "AttentionDrop, eager",
+        "naive AttentionDrop",
+        "DropBlock2d, torchvision",
+    } < names
+    assert layers.keys() == {
+        (d, s, n) for d in ("float32", "bfloat16") for s in ("2x4x16x16", "2x3x4x4") for n in names
+    }
     for (dtype, shape, layer), r in layers.items():
         total, dropout = r["seconds"]["both"], layers[dtype, shape, "nn.Dropout"]["seconds"]["both"]
         assert r["rounds"] == 2 and 0 < total["q1"] <= total["median"] <= total["q3"]
@@ -115,8 +147,19 @@ def test_a_bar_is_met_missed_or_not_measured():
 
 
 BAD = [
-    ("shapes", "64x32x32"), ("shapes", "2x4x0x8"), ("shapes", ""), ("dtypes", "float8"), ("dtypes", ""), ("device", "tpu"), ("repeats", 0),
-    ("train_width", 0), ("train_images", 1), ("train_batches", "1"), ("train_batches", "513"), ("train_batches", "many"), ("train_repeats", 0),
+    ("shapes", "64x32x32"),
+    ("shapes", "2x4x0x8"),
+    ("shapes", ""),
+    ("dtypes", "float8"),
+    ("dtypes", ""),
+    ("device", "tpu"),
+    ("repeats", 0),
+    ("train_width", 0),
+    ("train_images", 1),
+    ("train_batches", "1"),
+    ("train_batches", "513"),
+    ("train_batches", "many"),
+    ("train_repeats", 0),
     ("record", "kept.txt"),
 ]
 

@@ -32,7 +32,12 @@ def random_norms(model, seed=0):
     g = torch.Generator().manual_seed(seed)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
-            for t, low, high in ((m.weight.data, 0.5, 1.5), (m.bias.data, -0.5, 0.5), (m.running_mean, -0.5, 0.5), (m.running_var, 0.5, 2)):
+            for t, low, high in (
+                (m.weight.data, 0.5, 1.5),
+                (m.bias.data, -0.5, 0.5),
+                (m.running_mean, -0.5, 0.5),
+                (m.running_var, 0.5, 2),
+            ):
                 t.copy_(torch.rand(t.shape, generator=g) * (high - low) + low)
     return model.eval()
 
@@ -44,7 +49,9 @@ def test_mean_of_the_cam_plus_bias_is_the_score(make, layer):
     x, classes = torch.randn(5, 3, 64, 64), torch.tensor([0, 6, 3, 3, 1])
     with torch.no_grad():
         scores = model(x)[torch.arange(5), classes]
-    torch.testing.assert_close(cam(model, x, classes, layer).mean((1, 2)) + model.fc.bias.detach()[classes], scores, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        cam(model, x, classes, layer).mean((1, 2)) + model.fc.bias.detach()[classes], scores, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_cam_refuses_maps_that_are_not_the_pooled_ones():
@@ -83,11 +90,16 @@ def test_average_precision_is_scikit_learns_ties_included(pairs):
 @given(masks, masks)
 def test_iou_is_symmetric_and_counts_pixels(a, b):
     r, t = torch.from_numpy(a)[None], torch.from_numpy(b)[None]
-    assert iou(r, t).item() == pytest.approx((a & b).sum() / (a | b).sum()) and iou(r, t) == iou(t, r) and iou(r, r) == 1
+    assert (
+        iou(r, t).item() == pytest.approx((a & b).sum() / (a | b).sum()) and iou(r, t) == iou(t, r) and iou(r, r) == 1
+    )
 
 
 def test_a_constant_map_has_no_region():
-    assert not find_region(torch.full((1, 4, 4), 3.0)).any() and iou(find_region(torch.ones(1, 4, 4)), torch.zeros(1, 4, 4, dtype=torch.bool)) == 0
+    assert (
+        not find_region(torch.full((1, 4, 4), 3.0)).any()
+        and iou(find_region(torch.ones(1, 4, 4)), torch.zeros(1, 4, 4, dtype=torch.bool)) == 0
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +112,12 @@ def test_shares_of_a_mask(channels, side, truth, seed):
         torch.testing.assert_close(inside.mean(), truth.float().mean())
         torch.testing.assert_close(share_on_object(torch.zeros_like(mask), truth), truth.float().mean()[None])
         big = mask.repeat_interleave(24 // side, 2).repeat_interleave(24 // side, 3)  # the same by pixels
-        torch.testing.assert_close(share_on_object(mask, truth), (((1 - big) * truth[:, None]).sum() / (1 - big).sum())[None], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            share_on_object(mask, truth),
+            (((1 - big) * truth[:, None]).sum() / (1 - big).sum())[None],
+            rtol=1e-4,
+            atol=1e-6,
+        )
     if not truth.all():
         torch.testing.assert_close(share_on_object(mask, truth) + share_on_object(mask, ~truth), torch.ones(1))
     assert share_of_object(torch.zeros_like(mask), truth).allclose(torch.ones(1, channels))
@@ -131,7 +148,19 @@ def runs(tmp_path_factory):
     out, data = tmp_path_factory.mktemp("runs"), subset(load("shapes"), 64)
     for method, seeds in {"none": 2, "dropblock": 2, "ad": 2, "dropout": 1}.items():
         for seed in range(seeds):
-            config = make_config(dict(dataset="shapes", method=method, width=2, epochs=1, batch_size=32, seed=seed, device="cpu", train_images=64, out_dir=str(out)))
+            config = make_config(
+                dict(
+                    dataset="shapes",
+                    method=method,
+                    width=2,
+                    epochs=1,
+                    batch_size=32,
+                    seed=seed,
+                    device="cpu",
+                    train_images=64,
+                    out_dir=str(out),
+                )
+            )
             save_run(run_folder(config), *train(config, data, progress=False))
     return out
 
@@ -170,9 +199,22 @@ def run_notebook(name, folder, monkeypatch, **parameters):
     return text.getvalue()
 
 
-QUICK = {"fig3_mask_heatmaps": dict(n_images=100), "fig6_cam": dict(n_images=20), "fig7_activations": dict(dataset="shapes", n_images=20)}
-DRAWN = {"fig2_masks_in_a_network": ["fig2"], "fig3_mask_heatmaps": ["fig3_masks", "fig3_share"], "fig6_cam": ["fig6_cam", "fig6_iou"], "fig7_activations": ["fig7_shapes"]}
-SCORES = {"fig3_mask_heatmaps": ["fig3_scores.json"], "fig6_cam": ["fig6_scores.json"], "fig7_activations": ["fig7_shapes_scores.json"]}
+QUICK = {
+    "fig3_mask_heatmaps": dict(n_images=100),
+    "fig6_cam": dict(n_images=20),
+    "fig7_activations": dict(dataset="shapes", n_images=20),
+}
+DRAWN = {
+    "fig2_masks_in_a_network": ["fig2"],
+    "fig3_mask_heatmaps": ["fig3_masks", "fig3_share"],
+    "fig6_cam": ["fig6_cam", "fig6_iou"],
+    "fig7_activations": ["fig7_shapes"],
+}
+SCORES = {
+    "fig3_mask_heatmaps": ["fig3_scores.json"],
+    "fig6_cam": ["fig6_scores.json"],
+    "fig7_activations": ["fig7_shapes_scores.json"],
+}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -193,7 +235,11 @@ def test_a_figure_is_drawn_from_runs(name, runs, tmp_path, monkeypatch):
 def test_the_scores_beside_a_figure_are_those_it_prints(name, file, score, methods, runs, tmp_path, monkeypatch):
     said = run_notebook(name, tmp_path, monkeypatch, runs_dir=str(runs), out_dir="drawn", **QUICK[name])
     scores, about = load_scores(tmp_path / "drawn" / file)
-    assert scores.keys() == methods and about["setting"]["dataset"] == "shapes" and about["parameters"]["n_images"] == QUICK[name]["n_images"]
+    assert (
+        scores.keys() == methods
+        and about["setting"]["dataset"] == "shapes"
+        and about["parameters"]["n_images"] == QUICK[name]["n_images"]
+    )
     assert set(about["runs"]) <= {folder.name for folder in runs.iterdir()}
     for method, seeds in scores.items():
         mean = sum(values[score] for values in seeds.values()) / len(seeds)
@@ -227,7 +273,11 @@ def test_a_bad_parameter_ends_a_figure_before_any_work(name, parameters, says, t
 
 def test_every_parameter_of_a_figure_is_explained():
     for name in FIGURES:
-        cell = next(c for c in nbformat.read(EXPERIMENTS / f"{name}.ipynb", 4).cells if "parameters" in c.metadata.get("tags", []))
+        cell = next(
+            c
+            for c in nbformat.read(EXPERIMENTS / f"{name}.ipynb", 4).cells
+            if "parameters" in c.metadata.get("tags", [])
+        )
         assert not [line for line in cell.source.splitlines() if "  # " not in line], name
 
 
@@ -235,4 +285,7 @@ def test_importing_the_analysis_loads_nothing_heavy():
     import subprocess
 
     code = "import sys, attentiondrop_nb.evidence.inside; print([m for m in ('torchvision', 'pandas', 'scipy', 'matplotlib', 'ray', 'yaml') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )

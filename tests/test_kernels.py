@@ -11,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton", reason="Triton is not installed: it comes with PyTorch's CUDA wheels, and from PyPI on Linux")
+pytest.importorskip(
+    "triton", reason="Triton is not installed: it comes with PyTorch's CUDA wheels, and from PyPI on Linux"
+)
 
 import attentiondrop_nb as ad
 from attentiondrop_nb.speed import gpu, kernels
@@ -33,7 +35,9 @@ def maps(shape, dtype=torch.float32, order="contiguous", seed=0):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     planes = x.flatten(0, 1)
     if len(planes) > 4:
-        planes[0].sub_(0.8).relu_(), planes[1].round_(), planes[2].fill_(1.5)
+        planes[0].sub_(0.8).relu_()
+        planes[1].round_()
+        planes[2].fill_(1.5)
         planes[3, 0, 0], planes[4, -1, -1] = torch.nan, -torch.inf
     return x.to(DEVICE, dtype).contiguous(memory_format=ORDERS[order])
 
@@ -77,11 +81,15 @@ def test_tiny_and_huge_maps(scale):
     x = torch.randn(2, 3, 6, 6, device=DEVICE).clamp(-3, 3) * scale
     alpha, seed = tensors(1.0, 0)
     y = kernels.drop2d(x, alpha, seed, "ad", 8, "element", "none")[0]
-    torch.testing.assert_close(y, x * attention_mask(x, 20), rtol=1e-5, atol=max(1e-6 * scale, 4e-45))  # M of the brightest unit is 0 to rounding
+    torch.testing.assert_close(
+        y, x * attention_mask(x, 20), rtol=1e-5, atol=max(1e-6 * scale, 4e-45)
+    )  # M of the brightest unit is 0 to rounding
     assert y.isfinite().all() and not y.equal(x)
 
 
-specials = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 1.0000001, 0.99999994])
+specials = st.sampled_from(
+    [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754944e-38, 3.4028235e38, -3.4028235e38, 1.0000001, 0.99999994]
+)
 floats = st.one_of(specials, st.integers(-3, 3).map(float), st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
@@ -138,14 +146,21 @@ def test_the_memory_layout_does_not_change_the_draws(shape):
 def test_one_coin_for_a_map_or_a_sample():
     x = maps((6, 8, 4, 4))
     g = gpu.fused_gamma(x, *tensors(0.5, 3), "map")
-    assert g.equal(g[:, :, :1, :1].expand_as(x)) and len(g[:, :, 0, 0].unique(dim=0)) > 1 and len(g[:, :, 0, 0].T.unique(dim=0)) > 1
+    assert (
+        g.equal(g[:, :, :1, :1].expand_as(x))
+        and len(g[:, :, 0, 0].unique(dim=0)) > 1
+        and len(g[:, :, 0, 0].T.unique(dim=0)) > 1
+    )
     g = gpu.fused_gamma(x, *tensors(0.5, 3), "sample")
     assert g.equal(g[:, :1, :1, :1].expand_as(x)) and 0 < g.mean() < 1
 
 
 def test_a_generator_fixes_the_draws():
     x = maps((1, 2, 8, 8))
-    a, b, c = (kernels.fast_drop2d(x, 0.5, "ad", 50.0, "element", "map", torch.Generator(DEVICE).manual_seed(s)) for s in (0, 0, 1))
+    a, b, c = (
+        kernels.fast_drop2d(x, 0.5, "ad", 50.0, "element", "map", torch.Generator(DEVICE).manual_seed(s))
+        for s in (0, 0, 1)
+    )
     assert a.equal(b) and not a.equal(c)
 
 
@@ -155,7 +170,10 @@ def test_a_generator_fixes_the_draws():
 def test_the_gradient_may_have_any_layout():
     x = maps((2, 4, 6, 6), order="channels_last").nan_to_num(0, 0, 0).requires_grad_()
     y = kernels.drop2d(x, *tensors(0.5, 3), "ad", 8, "element", "map")[0]
-    grads = [torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in (torch.ones(2, 4, 6, 6, device=DEVICE), torch.ones((), device=DEVICE).expand_as(y))]
+    grads = [
+        torch.autograd.grad(y, x, g, retain_graph=True)[0]
+        for g in (torch.ones(2, 4, 6, 6, device=DEVICE), torch.ones((), device=DEVICE).expand_as(y))
+    ]
     assert grads[0].equal(grads[1])
     torch.testing.assert_close(grads[0] * x.detach(), y.detach())  # y is linear in x, its mask being a constant
 
@@ -168,7 +186,10 @@ def test_a_view_is_taken_as_it_is_seen():
 
 
 def test_twice_differentiable():
-    x, v = torch.randn(1, 2, 5, 5, device=DEVICE, requires_grad=True), torch.randn(1, 2, 5, 5, device=DEVICE, requires_grad=True)
+    x, v = (
+        torch.randn(1, 2, 5, 5, device=DEVICE, requires_grad=True),
+        torch.randn(1, 2, 5, 5, device=DEVICE, requires_grad=True),
+    )
     y = kernels.drop2d(x, *tensors(0.5, 3), "ad", 5, "element", "map")[0]
     (g,) = torch.autograd.grad(y, x, v, create_graph=True)
     (weight,) = torch.autograd.grad(g, v, torch.ones_like(v))
@@ -192,7 +213,9 @@ def test_opcheck(order):
     for rescale in ("map", "tensor"):
         torch.library.opcheck(kernels.drop2d, (x.clone().requires_grad_(), alpha, seed, "ad", 4, "element", rescale))
     _, bounds, scale = kernels.drop2d(x, alpha, seed, "ad", 4, "element", "map")
-    torch.library.opcheck(kernels.weigh2d, (torch.randn_like(x).requires_grad_(), x, alpha, seed, bounds, scale, "ad", "element"))
+    torch.library.opcheck(
+        kernels.weigh2d, (torch.randn_like(x).requires_grad_(), x, alpha, seed, bounds, scale, "ad", "element")
+    )
 
 
 def test_ten_bytes_a_plane_are_kept_in_bfloat16():
@@ -236,7 +259,11 @@ def test_under_data_parallel_training(one_process):
 
 def test_a_compiled_graph_serves_every_alpha():
     x = torch.randn(1, 2, 8, 8, device=DEVICE)
-    f = torch.compile(lambda x, a: kernels.fast_drop2d(x, a, "ad", 20.0, "element", "map", None), fullgraph=True, backend="aot_eager")
+    f = torch.compile(
+        lambda x, a: kernels.fast_drop2d(x, a, "ad", 20.0, "element", "map", None),
+        fullgraph=True,
+        backend="aot_eager",
+    )
     for n, alpha in enumerate((0.0, 0.4, 1.0)):
         with torch.compiler.set_stance("fail_on_recompile" if n else "default"):
             assert f(x, torch.tensor(alpha, device=DEVICE)).equal(x) == (alpha == 0)
@@ -249,7 +276,9 @@ def test_a_compiled_graph_serves_every_alpha():
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_auto_takes_the_kernels(kind):
     x = torch.randn(4, 8, 16, 16, device=DEVICE)
-    y, z = (FUNCTIONS[kind](x, 0.5, backend=b, generator=torch.Generator(DEVICE).manual_seed(0)) for b in ("auto", "fast"))
+    y, z = (
+        FUNCTIONS[kind](x, 0.5, backend=b, generator=torch.Generator(DEVICE).manual_seed(0)) for b in ("auto", "fast")
+    )
     assert y.equal(z)
     assert not y.equal(FUNCTIONS[kind](x, 0.5, backend="eager", generator=torch.Generator(DEVICE).manual_seed(0)))
 
@@ -277,7 +306,8 @@ def test_a_replayed_graph_draws_anew():
 @on_gpu
 def test_a_captured_layer_draws_anew():
     layer, x = ad.AttentionDrop2d(0.5).to(DEVICE), torch.randn(4, 8, 16, 16, device=DEVICE)
-    layer(x), torch.cuda.synchronize()
+    layer(x)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = layer(x)
@@ -313,7 +343,8 @@ def test_autocast_keeps_the_dtype_of_the_maps(dtype):
 def test_memory_that_the_layer_keeps_and_needs():
     x = torch.randn(64, 64, 32, 32, device=DEVICE).bfloat16().requires_grad_()
     kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
-    torch.cuda.synchronize(), torch.cuda.reset_peak_memory_stats()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
     before, size = torch.cuda.memory_allocated(), x.numel() * 2
     y = kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     assert torch.cuda.memory_allocated() - before - size <= 0.01 * size
@@ -338,7 +369,9 @@ def test_no_call_waits_for_the_device():
 def child(arguments, **variables):
     "Run Python in a clean process; its output if it succeeds."
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "TRITON_"))} | variables
-    run = subprocess.run([sys.executable, *arguments], cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        [sys.executable, *arguments], cwd=Path(__file__).parent, env=env, capture_output=True, text=True, timeout=600
+    )
     assert run.returncode == 0, (run.stdout + run.stderr)[-4000:]
     return run.stdout
 
@@ -362,13 +395,21 @@ for name, dtype, constants in json.load(open(sys.argv[1])):
     print(json.dumps([name, dtype, constants["ROWS"], done.metadata.shared]))
 """
 
-LAYOUTS = {"contiguous": dict(s_c=1024, s_u=1, HW=1024, ROWS=1, B=1024), "small": dict(s_c=256, s_u=1, HW=256, ROWS=4, B=256), "channels_last": dict(s_c=1, s_u=20, HW=49, ROWS=16, B=64)}
+LAYOUTS = {
+    "contiguous": dict(s_c=1024, s_u=1, HW=1024, ROWS=1, B=1024),
+    "small": dict(s_c=256, s_u=1, HW=256, ROWS=4, B=256),
+    "channels_last": dict(s_c=1, s_u=20, HW=49, ROWS=16, B=64),
+}
 CHOICES = [  # every value of every option at least once
-    ("forward_kernel", "bf16", "contiguous", "ad", "element", "map"), ("forward_kernel", "bf16", "small", "ad", "element", "map"),
+    ("forward_kernel", "bf16", "contiguous", "ad", "element", "map"),
+    ("forward_kernel", "bf16", "small", "ad", "element", "map"),
     ("forward_kernel", "fp16", "channels_last", "am", "map", "literal"),
-    ("forward_kernel", "fp32", "contiguous", "sm", "sample", "tensor"), ("forward_kernel", "fp32", "channels_last", "ad", "element", "none"),
-    ("weigh_kernel", "bf16", "contiguous", "ad", "element", None), ("weigh_kernel", "fp32", "channels_last", "am", "map", None),
-    ("gamma_kernel", "fp32", "contiguous", None, "element", None), ("gamma_kernel", "fp32", "channels_last", None, "sample", None),
+    ("forward_kernel", "fp32", "contiguous", "sm", "sample", "tensor"),
+    ("forward_kernel", "fp32", "channels_last", "ad", "element", "none"),
+    ("weigh_kernel", "bf16", "contiguous", "ad", "element", None),
+    ("weigh_kernel", "fp32", "channels_last", "am", "map", None),
+    ("gamma_kernel", "fp32", "contiguous", None, "element", None),
+    ("gamma_kernel", "fp32", "channels_last", None, "sample", None),
 ]
 
 
@@ -391,9 +432,12 @@ def test_the_kernels_compile_for_an_h100(tmp_path):
     ]
     jobs.append((*jobs[0][:2], jobs[0][2] | dict(many=1, planes=1, C=1, k=1)))  # a one is a constant to the compiler
     script, listing = tmp_path / "compile.py", tmp_path / "jobs.json"
-    script.write_text(COMPILE), listing.write_text(json.dumps(jobs))
+    script.write_text(COMPILE)
+    listing.write_text(json.dumps(jobs))
     out = child([script, listing], TRITON_CACHE_DIR=str(tmp_path / "cache"), TRITON_DEFAULT_FP_FUSION="1")
     done = list(map(json.loads, out.splitlines()))
     assert len(done) == len(jobs)
     name, _, rows, shared = done[1]
-    assert (name, rows) == ("forward_kernel", 4) and shared <= 64, "the compiler did not lay the planes out as meant: their units go through shared memory"
+    assert (name, rows) == ("forward_kernel", 4) and shared <= 64, (
+        "the compiler did not lay the planes out as meant: their units go through shared memory"
+    )

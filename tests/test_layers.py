@@ -43,13 +43,19 @@ def layouts(x):
     "The same values contiguous, channels_last, and as a view that is neither."
     wide = torch.empty(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype, device=x.device)
     wide[..., ::2] = x
-    return {"contiguous": x.contiguous(), "channels_last": x.contiguous(memory_format=torch.channels_last), "strided": wide[..., ::2]}
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": x.contiguous(memory_format=torch.channels_last),
+        "strided": wide[..., ::2],
+    }
 
 
 # The method against plain Python
 
 
-values = st.one_of(st.integers(-2, 2).map(float), st.floats(-100, 100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3))
+values = st.one_of(
+    st.integers(-2, 2).map(float), st.floats(-100, 100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
+)
 
 
 @st.composite
@@ -57,14 +63,18 @@ def small_maps(draw):
     n, c, h, w = (draw(st.integers(low, high)) for low, high in ((0, 2), (1, 3), (1, 5), (1, 5)))
     flat = draw(st.lists(values, min_size=n * c * h * w, max_size=n * c * h * w))
     bits = draw(st.lists(st.integers(0, 1), min_size=n * c * h * w, max_size=n * c * h * w))
-    return torch.tensor(flat, dtype=torch.float64).view(n, c, h, w), torch.tensor(bits, dtype=torch.float64).view(n, c, h, w)
+    return torch.tensor(flat, dtype=torch.float64).view(n, c, h, w), torch.tensor(bits, dtype=torch.float64).view(
+        n, c, h, w
+    )
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(small_maps(), st.sampled_from(METHODS), st.sampled_from(RESCALES), st.sampled_from([0.1, 5, 20, 33.3, 50, 99.9, 100]))
 def test_against_plain_python(x_gamma, method, rescale, beta):
     x, gamma = x_gamma
-    want = torch.tensor(reference.weights(method, x.tolist(), gamma.tolist(), beta, rescale), dtype=torch.float64).view_as(x)
+    want = torch.tensor(
+        reference.weights(method, x.tolist(), gamma.tolist(), beta, rescale), dtype=torch.float64
+    ).view_as(x)
     x.requires_grad_()
     out = drop(method, x, beta=beta, rescale=rescale, gamma=gamma)
     torch.testing.assert_close(out, x * want)
@@ -186,7 +196,9 @@ def test_share_of_coins(dtype, granularity):
 def test_generator_fixes_the_draws(method, granularity):
     x = maps(8, 8, 8, 8)
     seeded = lambda seed: torch.Generator().manual_seed(seed)
-    draw = lambda seed, backend: drop(method, x, alpha=0.5, granularity=granularity, generator=seeded(seed), backend=backend)
+    draw = lambda seed, backend: drop(
+        method, x, alpha=0.5, granularity=granularity, generator=seeded(seed), backend=backend
+    )
     for backend in ("auto", "eager", "fast"):
         assert draw(0, backend).equal(draw(0, backend)) and not draw(0, backend).equal(draw(1, backend))
     gamma = sample_gamma(x, 0.5, granularity, seeded(0))
@@ -414,7 +426,12 @@ BAD_CALLS = {
 }
 
 
-BAD = [(case, method) for case, (_, kwargs, _) in BAD_CALLS.items() for method in METHODS if not (method == "sm" and "beta" in kwargs)]
+BAD = [
+    (case, method)
+    for case, (_, kwargs, _) in BAD_CALLS.items()
+    for method in METHODS
+    if not (method == "sm" and "beta" in kwargs)
+]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -76,7 +76,9 @@ def test_layers_behind_every_submodule_at_once(cnn):
     handle = attach(model, {name: lambda: ad.AttentionDrop2d(0.0) for name in places})
     assert list(model.state_dict()) == keys and len(drop_layers(model)) == len(handle.layers) == len(places)
     for ours, theirs in zip(train_step(model, x), train_step(plain, x), strict=True):
-        assert ours.equal(theirs)  # α = 0 is the identity to the bit, for gradients too, and harms no in-place operation
+        assert ours.equal(
+            theirs
+        )  # α = 0 is the identity to the bit, for gradients too, and harms no in-place operation
     ad.LinearSchedule(model, 1.0, 1.0)
     assert model.eval()(x).equal(plain.eval()(x))  # the same running means, and eval mode is not touched
     dropped = train_step(model, x)
@@ -166,7 +168,8 @@ def test_a_copy_has_layers_and_a_handle_of_its_own(duplicate):
     assert not hooks(model) and len(hooks(twin)) == 1
     full = attach(model, {"layer1": lambda: ad.AttentionDrop2d(1.0)})
     assert twin(x).equal(model(x))
-    full.remove(), twin_handle.remove()
+    full.remove()
+    twin_handle.remove()
     assert not hooks(twin) and twin(x).equal(model(x))
 
 
@@ -232,7 +235,10 @@ def no_recompiles():
 COMPILED = {  # small ones: compiling takes its time
     "post": (lambda: ad.ResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
     "pre": (lambda: PreActResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
-    "torchvision": (lambda: torchvision.models.squeezenet1_1(weights=None, dropout=0.0), ["features.3", "features.6.squeeze"]),
+    "torchvision": (
+        lambda: torchvision.models.squeezenet1_1(weights=None, dropout=0.0),
+        ["features.3", "features.6.squeeze"],
+    ),
     "timm": (lambda: timm.create_model("test_resnet", pretrained=False), ["layer1", "layer2.0.bn2"]),
 }
 
@@ -371,7 +377,8 @@ def test_drop_layers_stand_where_drop_after_says(name):
     got = []
     model.layer3.register_forward_pre_hook(lambda m, i: got.append(i[0]))
     plain.layer2.register_forward_hook(lambda m, i, o: got.append(o))
-    model(images()), plain(images())
+    model(images())
+    plain(images())
     assert got[0].equal(ad.attention_drop2d(got[1], 1.0)) and not got[0].equal(got[1])
 
 

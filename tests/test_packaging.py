@@ -18,7 +18,9 @@ CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
 
 def python(code, **env):
     "Run `code` in a fresh interpreter outside the checkout."
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env={**os.environ, **env})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env={**os.environ, **env}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,7 +38,9 @@ def copy_of_the_checkout(folder):
 def wheel(tmp_path_factory):
     "A wheel, built from the sdist as `python -m build` does, without fetching build tools."
     source = copy_of_the_checkout(tmp_path_factory.mktemp("source"))
-    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "-o", "dist"], cwd=source, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "-o", "dist"], cwd=source, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return next((source / "dist").glob("*.whl"))
 
@@ -45,10 +49,19 @@ def test_wheel_holds_the_package_and_its_metadata(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         metadata = z.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    modules = {f"attentiondrop_nb/{p.name}" for p in (ROOT / "attentiondrop_nb").glob("*.py")} | {"attentiondrop_nb/py.typed"}
+    modules = {f"attentiondrop_nb/{p.name}" for p in (ROOT / "attentiondrop_nb").glob("*.py")} | {
+        "attentiondrop_nb/py.typed"
+    }
     assert modules <= set(names) and not [n for n in names if n.startswith(("tests", "nbs"))]
-    assert f"Version: {CONFIG['DEFAULT']['version']}\n" in metadata and attentiondrop_nb.__version__ == CONFIG["DEFAULT"]["version"]
-    required = [line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert (
+        f"Version: {CONFIG['DEFAULT']['version']}\n" in metadata
+        and attentiondrop_nb.__version__ == CONFIG["DEFAULT"]["version"]
+    )
+    required = [
+        line.split(": ")[1]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    ]
     assert required == CONFIG["DEFAULT"]["requirements"].split()
 
 
@@ -60,11 +73,37 @@ class Block:
             raise ImportError('blocked: ' + name)
 sys.meta_path.insert(0, Block())
 """
-NOT_TORCH = ["torchvision", "matplotlib", "safetensors", "tqdm", "sklearn", "skimage", "fastcore", "nbdev", "IPython", "papermill", "PIL"]
+NOT_TORCH = [
+    "torchvision",
+    "matplotlib",
+    "safetensors",
+    "tqdm",
+    "sklearn",
+    "skimage",
+    "fastcore",
+    "nbdev",
+    "IPython",
+    "papermill",
+    "PIL",
+]
 
 
 def test_installed_wheel_imports_with_torch_alone_and_works(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(tmp_path),
+            str(wheel),
+        ],
+        check=True,
+    )
     code = BLOCK.format(blocked=NOT_TORCH) + (
         "import attentiondrop_nb as ad, torch\n"
         "layer = ad.AttentionDrop2d(0.5)\n"
@@ -100,5 +139,9 @@ def test_package_is_in_sync_with_the_notebooks(tmp_path):
         done = subprocess.run([str(Path(sys.executable).with_name(command))], cwd=copy, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     generated = [f.relative_to(ROOT) for f in (*files("nbs", ".ipynb"), *files("attentiondrop_nb", ".py"))]
-    assert not [str(f) for f in generated if (ROOT / f).read_bytes() != (copy / f).read_bytes()], "run `make export` and commit"
-    assert {f.name for f in (copy / "attentiondrop_nb").glob("*.py")} == {f.name for f in generated if f.suffix == ".py"}
+    assert not [str(f) for f in generated if (ROOT / f).read_bytes() != (copy / f).read_bytes()], (
+        "run `make export` and commit"
+    )
+    assert {f.name for f in (copy / "attentiondrop_nb").glob("*.py")} == {
+        f.name for f in generated if f.suffix == ".py"
+    }

@@ -231,7 +231,10 @@ def test_released_values_and_gradient_against_a_loop(seed, beta):
     masked = torch.rand(2, 4, 1, 1, generator=gen) < 0.6
     weight = torch.randn(x.shape, dtype=torch.float64, generator=gen)
     results = []
-    for f in (lambda t: released_attention_drop2d(t, block_size=1, beta=beta, gamma=masked), lambda t: released_scalar_loop(t, masked[..., 0, 0], beta)):
+    for f in (
+        lambda t: released_attention_drop2d(t, block_size=1, beta=beta, gamma=masked),
+        lambda t: released_scalar_loop(t, masked[..., 0, 0], beta),
+    ):
         t = x.clone().requires_grad_()
         out = f(t)
         (out * weight).sum().backward()
@@ -320,7 +323,9 @@ def test_given_back_is_a_correlation(seed, h, w, scale):
 
 def test_given_back_does_not_reward_loud_planes():
     gen = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 200, 32, 32, generator=gen) + 10 * torch.randn(1, 200, 1, 1, generator=gen)  # noise around very different means
+    x = torch.randn(1, 200, 32, 32, generator=gen) + 10 * torch.randn(
+        1, 200, 1, 1, generator=gen
+    )  # noise around very different means
     mask = torch.ones(32, 32)
     mask[2::4, 2::4] = 0
     assert abs(given_back(x, mask.expand_as(x))) < 0.03
@@ -380,5 +385,7 @@ def test_torch_fx_sees_a_layer_as_one_node_or_none(layer, training):
         torch.manual_seed(0)
         outs.append(m(x))
     assert outs[0].equal(outs[1])
-    ours = [node for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith("attentiondrop_nb.")]
+    ours = [
+        node for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith("attentiondrop_nb.")
+    ]
     assert len(ours) == (1 if training or layer is ReleasedAttentionDrop2d else 0)

@@ -83,7 +83,11 @@ def test_bad_calls_end_with_2(tmp_path, capsys, monkeypatch):
         ([grid, "--redraw", "--notebook", str(fake_notebook(tmp_path))], "'dataset', which no notebook"),
     ):
         assert main(arguments) == 2 and says in capsys.readouterr().err
-    for arguments, says in (([grid, "--jobs", "0"], "--jobs is 0"), ([grid, "--gpus-per-run", "1"], "is for --ray"), ([], "grid")):
+    for arguments, says in (
+        ([grid, "--jobs", "0"], "--jobs is 0"),
+        ([grid, "--gpus-per-run", "1"], "is for --ray"),
+        ([], "grid"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
         assert says in capsys.readouterr().err
@@ -100,7 +104,10 @@ def test_dry_run_lists_names_parameters_and_states(tmp_path, fake, capsys):
     (runs[1].folder / "run.log").write_text("epoch 1")
     assert main([*fake, "--dry-run", "--data-dir", "elsewhere"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"todo         {runs[0].name}  width=4 data_dir=elsewhere", f"interrupted  {runs[1].name}  width=4 data_dir=elsewhere seed=1"]
+    assert lines == [
+        f"todo         {runs[0].name}  width=4 data_dir=elsewhere",
+        f"interrupted  {runs[1].name}  width=4 data_dir=elsewhere seed=1",
+    ]
     assert not runs[0].folder.exists() and not starts(tmp_path)
 
 
@@ -123,7 +130,10 @@ def test_a_failure_stops_no_other_is_named_and_is_retried(tmp_path, fake, capsys
 
 def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake):
     runs = fake_grid(tmp_path, "write", "write")
-    for run, text in zip(runs, (json.dumps(json.loads((tmp_path / f"{runs[1].name}.json").read_text())["record"]), '{"schema": 2, "par')):
+    for run, text in zip(
+        runs,
+        (json.dumps(json.loads((tmp_path / f"{runs[1].name}.json").read_text())["record"]), '{"schema": 2, "par'),
+    ):
         run.folder.mkdir(parents=True)
         (run.folder / "record.json").write_text(text)
     assert [state(run) for run in runs] == ["todo", "todo"] and main(fake) == 0
@@ -132,12 +142,20 @@ def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake)
 
 def test_ctrl_c_ends_runs_and_the_next_call_goes_on(tmp_path, fake):
     runs = fake_grid(tmp_path, "write", "wait600", "wait600", "wait600")
-    heed = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # a job in the background may ignore Ctrl-C
-    sweep = subprocess.Popen([*COMMAND, *fake, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **heed)
+    heed = dict(
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )  # a job in the background may ignore Ctrl-C
+    sweep = subprocess.Popen(
+        [*COMMAND, *fake, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **heed
+    )
     wait_until(lambda: len(starts(tmp_path)) == 3 and state(runs[0]) == "done")
     sweep.send_signal(signal.SIGINT)
     said = sweep.communicate(timeout=60)[0]
-    assert sweep.returncode == 130 and "interrupted: 1 of 4 runs are done; the same command goes on" in said and "Traceback" not in said
+    assert (
+        sweep.returncode == 130
+        and "interrupted: 1 of 4 runs are done; the same command goes on" in said
+        and "Traceback" not in said
+    )
     wait_until(lambda: not any(alive(pid) for _, pid in starts(tmp_path)), 20)
     assert [state(run) for run in runs] == ["done", "interrupted", "interrupted", "todo"]
     fake_grid(tmp_path, *["write"] * 4)
@@ -149,7 +167,8 @@ def test_a_killed_sweep_leaves_its_run_locked_and_no_other_takes_it(tmp_path, fa
     runs = fake_grid(tmp_path, "wait6 write", "write")
     sweep = subprocess.Popen([*COMMAND, *fake], stdout=subprocess.DEVNULL)
     wait_until(lambda: starts(tmp_path))
-    sweep.kill(), sweep.wait()
+    sweep.kill()
+    sweep.wait()
     assert [state(run) for run in runs] == ["running", "todo"]
     assert main(fake) == 1  # not all is done
     said = capsys.readouterr().out
@@ -182,7 +201,11 @@ def test_a_bar_on_a_terminal(tmp_path, fake):
         if not part:
             break
     said = said.decode()
-    assert sweep.wait() == 1 and re.search(r"fake: 100%\S*\| 2/2 \[.*, 0 running, 1 failed\]", said) and "told to fail" in said
+    assert (
+        sweep.wait() == 1
+        and re.search(r"fake: 100%\S*\| 2/2 \[.*, 0 running, 1 failed\]", said)
+        and "told to fail" in said
+    )
 
 
 REAL = """
@@ -198,16 +221,25 @@ def test_real_training(tmp_path, monkeypatch, capsys):
     arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     (run,) = plan(read_grid(tmp_path / "grid.yaml"), tmp_path / "out")
-    assert {"record.json", "checkpoint.safetensors", "curve.png", "run.ipynb", "run.log"} <= {p.name for p in run.folder.iterdir()}
+    assert {"record.json", "checkpoint.safetensors", "curve.png", "run.ipynb", "run.log"} <= {
+        p.name for p in run.folder.iterdir()
+    }
     record = read_record(run.folder / "record.json")
-    assert record["parameters"]["lr"] == 0.01 and record["parameters"]["run_name"] == run.name and len(record["epochs"]) == 1
+    assert (
+        record["parameters"]["lr"] == 0.01
+        and record["parameters"]["run_name"] == run.name
+        and len(record["epochs"]) == 1
+    )
     assert f"1/1 done  {run.name}  test {record['final']['test_accuracy']:.1%}" in capsys.readouterr().out
     outputs = [o for c in nbformat.read(run.folder / "run.ipynb", 4).cells for o in c.get("outputs", [])]
     assert any("image/png" in o.get("data", {}) for o in outputs)
 
 
 def test_types_survive_the_way_to_the_notebook(tmp_path):
-    cells = [nbformat.v4.new_code_cell("value = 0", metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print(repr(value))")]
+    cells = [
+        nbformat.v4.new_code_cell("value = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("print(repr(value))"),
+    ]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "show.ipynb")
     value = [0.00001, 1, 1.0, True, None, "1e-3", "none", "no", "0.4 0.6", "a: 'b' #\n"]
@@ -218,10 +250,17 @@ def test_types_survive_the_way_to_the_notebook(tmp_path):
 def test_redraw_gives_each_notebook_what_it_takes_and_names_the_failed(tmp_path, fake, capsys):
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, declares, body in (
-        ("table0", 'records_dir: str = "records"', "from pathlib import Path\nprint(len(list(Path(records_dir).glob('*/record.json'))))"),
+        (
+            "table0",
+            'records_dir: str = "records"',
+            "from pathlib import Path\nprint(len(list(Path(records_dir).glob('*/record.json'))))",
+        ),
         ("fig0", 'out_dir: str = "figures"', "raise ValueError('no such picture')"),
     ):
-        cells = [nbformat.v4.new_code_cell(declares, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(body)]
+        cells = [
+            nbformat.v4.new_code_cell(declares, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(body),
+        ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / f"{name}.ipynb")
     (tmp_path / "fake.ipynb").rename(tmp_path / "train.ipynb")  # the notebook of one run is none of a figure
     fake_grid(tmp_path, "write", "write")

@@ -35,7 +35,18 @@ NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
 def papermill(folder, **parameters):
     "Run the notebook as a user would, from `folder`; returns the finished process."
     flags = [text for key, value in parameters.items() for text in ("-p", key, str(value))]
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), "run.ipynb", "-k", "python3", "--no-progress-bar", "--stdout-file", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(NOTEBOOK),
+        "run.ipynb",
+        "-k",
+        "python3",
+        "--no-progress-bar",
+        "--stdout-file",
+        "-",
+    ]
     return subprocess.run([*command, *flags], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
@@ -50,14 +61,26 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method, cutout):
     folder = tmp_path / "out" / "quick"
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.safetensors", "curve.png", "record.json"]
     record = json.loads((folder / "record.json").read_text())
-    assert set(record) == {"schema", "parameters", "data", "epochs", "final", "best", "environment", "seconds", "status"}
+    assert set(record) == {
+        "schema",
+        "parameters",
+        "data",
+        "epochs",
+        "final",
+        "best",
+        "environment",
+        "seconds",
+        "status",
+    }
     assert set(record["parameters"]) == {f.name for f in fields(Config)} and record["parameters"]["method"] == method
     assert record["status"] == "finished" and len(record["epochs"]) == 1
     accuracy = record["final"]["test_accuracy"]
     assert f"test accuracy  {accuracy:.2%}  ({round(accuracy * 360)} of 360 held-out images" in done.stdout
     assert "out/quick/record.json" in done.stdout and "out/quick/curve.png" in done.stdout
     kept = nbformat.read(tmp_path / "run.ipynb", 4)
-    assert any("image/png" in o.get("data", {}) for c in kept.cells for o in c.get("outputs", [])), "the live curve is missing"
+    assert any("image/png" in o.get("data", {}) for c in kept.cells for o in c.get("outputs", [])), (
+        "the live curve is missing"
+    )
     model, again = load_run(folder)
     data = load("digits")
     stats = [torch.tensor(again["data"][k]) for k in ("mean", "std")]
@@ -85,7 +108,11 @@ def test_bad_parameters_end_the_run_before_anything_is_written(tmp_path, paramet
 
 def test_an_npz_trains(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = {f"{k}_{s}": v for s in ("train", "test") for k, v in (("x", rng.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)), ("y", np.arange(64) % 4))}
+    arrays = {
+        f"{k}_{s}": v
+        for s in ("train", "test")
+        for k, v in (("x", rng.integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)), ("y", np.arange(64) % 4))
+    }
     np.savez(tmp_path / "noise.npz", **arrays)
     done = papermill(tmp_path, dataset="noise", data_dir=".", **{**QUICK, "batch_size": 32})
     assert done.returncode == 0 and "of 64 held-out images" in done.stdout, done.stderr
@@ -132,7 +159,13 @@ runs.train(config.make_config({values!r}), folder={folder!r}, progress=False, on
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path):
     values = FAST | dict(epochs=6, method="released", cutout=True)
     code = KILLED.format(values=values, folder=str(tmp_path))
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
         assert [process.stdout.readline().strip() for _ in range(3)] == ["1", "2", "3"]
         process.kill()
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["resume.safetensors"]
@@ -157,7 +190,10 @@ def test_a_broken_record_is_an_error_that_names_the_file(tmp_path):
 def test_a_run_name_does_not_depend_on_where_the_run_is():
     base = run_name(make_config(FAST))
     assert base == run_name(make_config(FAST | dict(out_dir="x", data_dir="y", device="cpu", run_name="z")))
-    others = [run_name(make_config(FAST | v)) for v in (dict(lr=0.2), dict(precision="bfloat16"), dict(rescale="none"), dict(cutout_length=8, cutout=True))]
+    others = [
+        run_name(make_config(FAST | v))
+        for v in (dict(lr=0.2), dict(precision="bfloat16"), dict(rescale="none"), dict(cutout_length=8, cutout=True))
+    ]
     assert len({base, *others}) == 5
 
 
@@ -165,7 +201,9 @@ def test_a_run_name_does_not_depend_on_where_the_run_is():
 def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, method):
     counter = CompileCounter()  # runs the captured graphs as they are, and counts them
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
-    monkeypatch.setattr("attentiondrop_nb.layers.layers._find_fast", lambda *args: None)  # the fast code draws other coins
+    monkeypatch.setattr(
+        "attentiondrop_nb.layers.layers._find_fast", lambda *args: None
+    )  # the fast code draws other coins
     torch.compiler.reset()
     values, frames = FAST | dict(method=method, train_images=320, epochs=2), []  # batches of 128, 128 and 64
     if method == "dropblock":
@@ -178,7 +216,9 @@ def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, 
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3, msg=name)
     evaluate(trainer.model, trainer.data.x_test, trainer.data.y_test, trainer.stats)
     train_epoch(trainer, lambda: frames.append(counter.frame_count))
-    assert frames[0] > 0 and set(frames) == {frames[0]}, frames  # lr and α moved, one batch was smaller, and it was in eval mode
+    assert frames[0] > 0 and set(frames) == {frames[0]}, (
+        frames
+    )  # lr and α moved, one batch was smaller, and it was in eval mode
     assert frames[0] == 1 or method == "dropblock"  # torchvision's function splits the graph
 
 
@@ -191,7 +231,9 @@ def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] == pytest.approx(found[2], rel=1e-4)
     trainer.model.eval()
     with torch.no_grad():
-        chance = trainer.model(normalize(trainer.data.x_test[:160], *trainer.stats)).softmax(1)[range(160), trainer.data.y_test[:160]]
+        chance = trainer.model(normalize(trainer.data.x_test[:160], *trainer.stats)).softmax(1)[
+            range(160), trainer.data.y_test[:160]
+        ]
     assert found[0][0] == pytest.approx(float(-chance.log().mean()), rel=1e-4)
 
 
@@ -200,9 +242,14 @@ def test_every_epoch_shows_every_image_once_but_for_a_last_one():
     for n, seen in ((129, 128), (130, 130)):
         trainer = Trainer(make_config(FAST | dict(train_images=n)), data)
         epochs = [draw_epoch(trainer) for _ in range(2)]
-        images = [torch.cat([starts[:, 0].div(33**2, rounding_mode="floor") for _, starts, _ in batches]) for batches in epochs]
+        images = [
+            torch.cat([starts[:, 0].div(33**2, rounding_mode="floor") for _, starts, _ in batches])
+            for batches in epochs
+        ]
         assert all(len(set(i.tolist())) == len(i) == seen for i in images) and not images[0].equal(images[1])
-        assert all(trainer.data.y_train[i].equal(torch.cat([b[0] for b in batches])) for i, batches in zip(images, epochs))
+        assert all(
+            trainer.data.y_train[i].equal(torch.cat([b[0] for b in batches])) for i, batches in zip(images, epochs)
+        )
 
 
 def test_a_cutout_that_is_too_long_for_the_images_is_named():
@@ -219,17 +266,23 @@ def test_a_profile_names_all_the_time_and_leaves_no_trace(method):
     spent = profile_epoch(trainer)
     seconds = (time.perf_counter() - start) / trainer.steps_per_epoch
     assert set(spent) == set(profile.KINDS) and min(spent.values()) >= 0 and sum(spent.values()) <= seconds
-    assert (spent["drop layer"] > 0) == (method == "ad") and min(spent[k] for k in ("convolution", "batch norm", "images", "optimizer")) > 0
+    assert (spent["drop layer"] > 0) == (method == "ad") and min(
+        spent[k] for k in ("convolution", "batch norm", "images", "optimizer")
+    ) > 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in trainer.model.modules())
 
 
 def test_mixed_precision_keeps_float32_weights_and_learns():
     run = train(make_config(FAST | dict(precision="bfloat16", width=4, lr=0.05)), progress=False)
-    assert {p.dtype for p in run.model.parameters()} == {torch.float32} and run.record["environment"]["precision"] == "bfloat16"
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32} and run.record["environment"][
+        "precision"
+    ] == "bfloat16"
     losses = [e["train_loss"] for e in run.record["epochs"]]
     assert losses[-1] < losses[0]
     plain = train(make_config(FAST | dict(width=4, lr=0.05)), progress=False)
-    assert plain.record["epochs"][0]["train_loss"] != losses[0] and plain.record["environment"]["precision"] == "float32"
+    assert (
+        plain.record["epochs"][0]["train_loss"] != losses[0] and plain.record["environment"]["precision"] == "float32"
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: whether PyTorch waits for it cannot be seen here")

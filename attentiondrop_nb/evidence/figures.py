@@ -19,13 +19,25 @@ from ..training.config import Config, run_name
 from ..training.runs import write_atomic
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #5b1c7a20
-ANSWERS = {"holds": ("#0072B2", "o"), "does not hold": ("#D55E00", "s"), "cannot be told": ("#555555", "D")}  # colour, mark
+ANSWERS = {
+    "holds": ("#0072B2", "o"),
+    "does not hold": ("#D55E00", "s"),
+    "cannot be told": ("#555555", "D"),
+}  # colour, mark
 
 
 def draw_difference(ax, at, d, paper):
     "A `Difference` of shares in points at height `at`, with the mark of its verdict, and the paper's own difference `paper` if there is one."
     colour, mark = ANSWERS[verdict(d).split(" from")[0]]
-    ax.errorbar(100 * d.mean, at, xerr=[[100 * (d.mean - d.low)], [100 * (d.high - d.mean)]], fmt=mark, color=colour, capsize=3, markersize=5)
+    ax.errorbar(
+        100 * d.mean,
+        at,
+        xerr=[[100 * (d.mean - d.low)], [100 * (d.high - d.mean)]],
+        fmt=mark,
+        color=colour,
+        capsize=3,
+        markersize=5,
+    )
     if paper is not None:
         ax.plot(paper, at, "x", color="black", markersize=6)
 
@@ -40,20 +52,36 @@ def plot_differences(found, paper={}):
     for at, (name, d) in enumerate(found.items()):
         draw_difference(ax, at, d, paper.get(name))
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.set(yticks=range(len(found)), yticklabels=[f"{name}, n = {d.n}" for name, d in found.items()], xlabel="difference in test accuracy, points")
-    ax.set_ylim(len(found) - 0.5, -0.5), ax.grid(axis="x", alpha=0.3)
-    marks = [Line2D([], [], color=colour, marker=mark, label=words) for words, (colour, mark) in zip(("above 0", "below 0", "0 is inside"), ANSWERS.values())]
+    ax.set(
+        yticks=range(len(found)),
+        yticklabels=[f"{name}, n = {d.n}" for name, d in found.items()],
+        xlabel="difference in test accuracy, points",
+    )
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.grid(axis="x", alpha=0.3)
+    marks = [
+        Line2D([], [], color=colour, marker=mark, label=words)
+        for words, (colour, mark) in zip(("above 0", "below 0", "0 is inside"), ANSWERS.values())
+    ]
     marks += [Line2D([], [], color="black", marker="x", linestyle="", label="the paper's")] * bool(paper)
     fig.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
     return fig
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #29d4d9e7
 STYLES = {  # of methods: colour and dashes
-    "none": ("#000000", (0, (1, 1))), "dropout": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
-    "spatial": ("#56B4E9", (0, (3, 1, 1, 1))), "dropblock": ("#009E73", (0, (6, 2))),
-    "am": ("#CC79A7", (0, (3, 1))), "sm": ("#0072B2", (0, (5, 1, 1, 1))), "ad": ("#D55E00", "-"), "released": ("#999999", (0, (2, 2))),
+    "none": ("#000000", (0, (1, 1))),
+    "dropout": ("#E69F00", (0, (5, 1, 1, 1, 1, 1))),
+    "spatial": ("#56B4E9", (0, (3, 1, 1, 1))),
+    "dropblock": ("#009E73", (0, (6, 2))),
+    "am": ("#CC79A7", (0, (3, 1))),
+    "sm": ("#0072B2", (0, (5, 1, 1, 1))),
+    "ad": ("#D55E00", "-"),
+    "released": ("#999999", (0, (2, 2))),
 }
-SPLITS = {"train_accuracy": ("training", "#D55E00", "s", -0.1), "test_accuracy": ("test", "#0072B2", "o", 0.1)}  # word, colour, mark, place
+SPLITS = {
+    "train_accuracy": ("training", "#D55E00", "s", -0.1),
+    "test_accuracy": ("test", "#0072B2", "o", 0.1),
+}  # word, colour, mark, place
 
 
 def curves(runs, key):
@@ -69,7 +97,14 @@ def draw_curve(ax, row, runs, key, first=1):
     epochs, (colour, dashes) = range(first, first + len(by_epoch)), STYLES[row[0]]
     mark = dict(marker="o", markersize=4, markevery=max(1, len(by_epoch) // 10)) if row[1] else {}
     ax.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=colour, alpha=0.15, linewidth=0)
-    ax.plot(epochs, list(map(mean, by_epoch)), color=colour, linestyle=dashes, label=f"{short(row)}, n = {count(runs)}", **mark)
+    ax.plot(
+        epochs,
+        list(map(mean, by_epoch)),
+        color=colour,
+        linestyle=dashes,
+        label=f"{short(row)}, n = {count(runs)}",
+        **mark,
+    )
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #a35177fe
 def end_range(rows, key, first):
@@ -123,9 +158,13 @@ def load_scores(path):
         return {}, {}
     try:
         kept = json.loads(Path(path).read_text())
-        scores = {row: {int(seed): values for seed, values in seeds.items()} for row, seeds in kept.pop("scores").items()}
+        scores = {
+            row: {int(seed): values for seed, values in seeds.items()} for row, seeds in kept.pop("scores").items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} holds no scores of a figure ({type(e).__name__}: {e}); remove it, and draw the figure again") from e
+        raise ValueError(
+            f"{path} holds no scores of a figure ({type(e).__name__}: {e}); remove it, and draw the figure again"
+        ) from e
     return scores, kept
 
 
@@ -139,7 +178,14 @@ def draw_values(ax, rows):
     for split, (word, colour, mark, shift) in SPLITS.items():
         for at, runs in enumerate(rows.values()):
             values = [100 * v for v in accuracies(runs, split=split).values()]
-            ax.plot([at + shift] * len(values), values, mark, color=colour, markerfacecolor="none", label=word if at == 0 else None)
+            ax.plot(
+                [at + shift] * len(values),
+                values,
+                mark,
+                color=colour,
+                markerfacecolor="none",
+                label=word if at == 0 else None,
+            )
             ax.plot([at + shift - 0.12, at + shift + 0.12], [mean(values)] * 2, color=colour, linewidth=2)
     ax.set_ylabel("accuracy in %")
 
@@ -174,8 +220,11 @@ def plot_ablation(rows, default, name):
     "Figure of one ablation {value: {seed: record}}; the default has a *."
     from matplotlib import pyplot as plt
 
-    fig, (top, low) = plt.subplots(2, 1, figsize=(1.8 + 1.1 * len(rows), 4), sharex=True, height_ratios=(3, 2), layout="constrained")
-    draw_values(top, rows), draw_differences(low, rows, default)
+    fig, (top, low) = plt.subplots(
+        2, 1, figsize=(1.8 + 1.1 * len(rows), 4), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
+    draw_values(top, rows)
+    draw_differences(low, rows, default)
     labels = [f"{value}{'*' * (value == default)}".replace(" ", "\n") for value in rows]
     low.set(xticks=range(len(rows)), xticklabels=labels, xlim=(-0.5, len(rows) - 0.5), xlabel=f"{name} (* default)")
     top.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -82,7 +82,13 @@ def expand(grid):
     refuse(complaints(_check_block, [defaults, *grid["runs"], *excludes]))
     runs = [run for block in grid["runs"] for run in combinations(defaults | block)]
     patterns = [pattern for block in excludes for pattern in combinations(block)]
-    refuse([f"{pattern} in 'exclude' matches no run" for pattern in patterns if not any(matches(run, pattern) for run in runs)])
+    refuse(
+        [
+            f"{pattern} in 'exclude' matches no run"
+            for pattern in patterns
+            if not any(matches(run, pattern) for run in runs)
+        ]
+    )
     runs = [run for run in runs if not any(matches(run, pattern) for pattern in patterns)]
     refuse(complaints(make_config, runs) if runs else ["'exclude' leaves no run"])
     named = {}
@@ -107,7 +113,9 @@ def grid_loader():
             seen = set()
             for key, _ in node.value:
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} stands there twice", key.start_mark
+                    )
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
 
@@ -139,4 +147,7 @@ def plan(grid, out="runs", data_dir=None):
     "The runs of a grid, each with its name and its folder in `out`; `data_dir`, if given, overrides the grid's."
     runs = [run | ({"data_dir": str(data_dir)} if data_dir else {}) for run in expand(grid)]
     names = [run_name(make_config(run)) for run in runs]
-    return [PlannedRun(name, Path(out) / name, run | {"out_dir": str(out), "run_name": name}) for name, run in zip(names, runs)]
+    return [
+        PlannedRun(name, Path(out) / name, run | {"out_dir": str(out), "run_name": name})
+        for name, run in zip(names, runs)
+    ]

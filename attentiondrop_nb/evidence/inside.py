@@ -59,7 +59,9 @@ def cam(model, x: Tensor, classes: Tensor, layer: str | None = None, fc: str = "
         scores = maps.mean((2, 3)) + (0 if linear.bias is None else linear.bias.detach())
         if torch.allclose(scores, kept[fc], rtol=1e-3, atol=1e-3):
             return maps[torch.arange(len(x), device=x.device), classes]
-    raise ValueError(f"{fc!r} does not score the mean of what {layer or 'features'!r} returns; CAM needs the maps that are pooled just before {fc!r}")
+    raise ValueError(
+        f"{fc!r} does not score the mean of what {layer or 'features'!r} returns; CAM needs the maps that are pooled just before {fc!r}"
+    )
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -113,7 +115,9 @@ def points_at(score: Tensor, truth: Tensor) -> Tensor:
 # %% ../../nbs/4_evidence/17_inside.ipynb #3262eac4
 def localise(score: Tensor, truth: Tensor) -> dict:
     "IoU at 20 %, average precision and pointing of maps [N, H, W] against bool masks of that size: a dict of tensors [N]."
-    return dict(iou=iou(find_region(score), truth), ap=average_precision(score, truth), pointing=points_at(score, truth))
+    return dict(
+        iou=iou(find_region(score), truth), ap=average_precision(score, truth), pointing=points_at(score, truth)
+    )
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #cc37c22a
 def normalize_for(record, images):
@@ -179,7 +183,11 @@ DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` that have a checkpoint and did not diverge, by name; {} if there is no such folder."
     folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))
-    records = {folder: read_record(folder / "record.json") for folder in folders if (folder / "checkpoint.safetensors").is_file()}
+    records = {
+        folder: read_record(folder / "record.json")
+        for folder in folders
+        if (folder / "checkpoint.safetensors").is_file()
+    }
     return {folder: record for folder, record in records.items() if record["status"] != "diverged"}
 
 

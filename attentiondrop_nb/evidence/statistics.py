@@ -48,7 +48,11 @@ def within(margin, *differences):
     "'holds', 'does not hold' or 'cannot be told ...': is every difference smaller than `margin`, up or down? By the intervals alone."
     if any(d.low > margin or d.high < -margin for d in differences):
         return "does not hold"
-    return "holds" if differences and all(-margin < d.low and d.high < margin for d in differences) else untold(differences)
+    return (
+        "holds"
+        if differences and all(-margin < d.low and d.high < margin for d in differences)
+        else untold(differences)
+    )
 
 # %% ../../nbs/4_evidence/18_statistics.ipynb #db3d3a42
 def sampling_error(p, n):

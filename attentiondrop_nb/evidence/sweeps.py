@@ -114,8 +114,13 @@ def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold
     "Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C; it keeps the files `hold` open."
     with open(log, "w") as file:
         process = subprocess.Popen(
-            papermill_command(notebook, output, parameters), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-            env=child_environment(jobs), start_new_session=True, pass_fds=[f.fileno() for f in hold],
+            papermill_command(notebook, output, parameters),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=child_environment(jobs),
+            start_new_session=True,
+            pass_fds=[f.fileno() for f in hold],
         )
         try:
             while process.poll() is None and not (stop and stop.is_set()):
@@ -152,7 +157,9 @@ def attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
     log = run.folder / "run.log"
     if not is_done(run):
-        code = call_papermill(notebook, run.folder / "run.ipynb", run.parameters, log, jobs=jobs, stop=stop, hold=[held])
+        code = call_papermill(
+            notebook, run.folder / "run.ipynb", run.parameters, log, jobs=jobs, stop=stop, hold=[held]
+        )
     if is_done(run):
         record = read_record(run.folder / "record.json")
         return "done", f"test {record['final']['test_accuracy']:.1%}" + " DIVERGED" * (record["status"] == "diverged")
@@ -197,7 +204,9 @@ class Progress:
         from tqdm import tqdm
 
         self.start, self.total, self.before, self.outcomes = time.perf_counter(), total, done, []
-        self.bar = tqdm(total=total, initial=done, desc=name, unit="run", file=sys.stdout, disable=not sys.stdout.isatty())
+        self.bar = tqdm(
+            total=total, initial=done, desc=name, unit="run", file=sys.stdout, disable=not sys.stdout.isatty()
+        )
 
     def __call__(self, outcomes, running):
         for outcome in outcomes:
@@ -227,7 +236,9 @@ def find_notebook(path=None):
             return place.resolve()
     if path:
         raise FileNotFoundError(f"there is no notebook {path}")
-    raise FileNotFoundError(f"{NOTEBOOK} is not here: clone the repository and call this in its folder, or give --notebook PATH")
+    raise FileNotFoundError(
+        f"{NOTEBOOK} is not here: clone the repository and call this in its folder, or give --notebook PATH"
+    )
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #1a984b47
 def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None):
@@ -263,13 +274,19 @@ def check_address(address):
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #b78470d0
 def start_ray(address, gpus_per_run):
     "Connect to a cluster -> the remote task. Raises ConnectionError if there is none."
-    check_installed("cluster", "ray"), check_address(address)
+    check_installed("cluster", "ray")
+    check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # else Ray may pack the whole folder
     import ray
 
     before = signal.getsignal(signal.SIGTERM)  # Ray sets its own handler
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **({"include_dashboard": False} if address == "local" else {}))
+    ray.init(
+        address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **({"include_dashboard": False} if address == "local" else {}),
+    )
     with suppress(ValueError):  # not in the main thread: then Ray has not set one either
         signal.signal(signal.SIGTERM, before)
     if gpus_per_run is None:
@@ -316,9 +333,15 @@ def figures(folder, out, wanted, data_dir=None):
     from papermill import inspect_notebook
 
     drawn = Path(out) / "figures"
-    places = dict(records_dir=out, runs_dir=out, out_dir=drawn, scores_dir=drawn) | ({"data_dir": data_dir} if data_dir else {})
+    places = dict(records_dir=out, runs_dir=out, out_dir=drawn, scores_dir=drawn) | (
+        {"data_dir": data_dir} if data_dir else {}
+    )
     values = {k: str(v) for k, v in places.items()} | wanted
-    known = {path: inspect_notebook(str(path)) for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in NOT_DRAWN}
+    known = {
+        path: inspect_notebook(str(path))
+        for path in sorted(Path(folder).glob("*.ipynb"))
+        if path.name not in NOT_DRAWN
+    }
     unused = [name for name in wanted if not any(name in names for names in known.values())]
     refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in unused])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
@@ -348,7 +371,8 @@ def redraw(todo, kept, jobs=1):
 def make_parser():
     "The command line."
     parser = argparse.ArgumentParser(
-        "attentiondrop-sweep", description="Make the runs of a grid that are not done yet.",
+        "attentiondrop-sweep",
+        description="Make the runs of a grid that are not done yet.",
         epilog="exit code: 0 all done, 1 not all done (named), 2 bad grid or call, 130 interrupted; the same call goes on",
     )
     add = parser.add_argument
@@ -359,7 +383,11 @@ def make_parser():
     add("--data-dir", help="where the data sets are; overrides the grid")
     add("--notebook", help="the notebook of one run; default: nbs/experiments/train.ipynb of the checkout")
     add("--redraw", action="store_true", help="then run the table and figure notebooks beside it on the runs in OUT")
-    add("--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT",
+    )
     add("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
     return parser
 
@@ -399,7 +427,8 @@ def _prepare(args):
     runs, name = plan(grid, args.out, args.data_dir), grid.get("name", Path(args.grid).stem)
     if args.dry_run:
         return name, runs, None, {}
-    check_installed("experiments", "papermill", "ipykernel"), check_installed("cluster", *["ray"] * bool(args.ray))
+    check_installed("experiments", "papermill", "ipykernel")
+    check_installed("cluster", *["ray"] * bool(args.ray))
     notebook = find_notebook(args.notebook)
     todo = figures(notebook.parent, args.out, grid.get("notebooks", {}), args.data_dir) if args.redraw else {}
     return name, runs, notebook, todo
@@ -435,5 +464,7 @@ def main(argv=None):
         print(f"attentiondrop-sweep: error: no Ray cluster at {args.ray}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {sum(map(is_done, runs))} of {len(runs)} runs are done; the same command goes on from here")
+        print(
+            f"\ninterrupted: {sum(map(is_done, runs))} of {len(runs)} runs are done; the same command goes on from here"
+        )
         return 130

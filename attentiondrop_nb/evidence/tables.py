@@ -40,7 +40,9 @@ def load_records(records_dir):
     "All records in a folder, `*.json` and `*/record.json`, by path. Raises if a file is no record or a run is there twice."
     folder, seen = Path(records_dir), {}
     if not folder.is_dir():
-        raise FileNotFoundError(f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs")
+        raise FileNotFoundError(
+            f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs"
+        )
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/record.json")]):
         record = read_record(path)
         key = identity(record)
@@ -57,16 +59,27 @@ def simulated_record(seed, status="finished", **parameters):
     "A record whose accuracies are SIMULATED: a rising curve, luck by seed, noise by run."
     config = make_config(dict(dataset="cifar10", recipe="paper", epochs=30, seed=seed) | parameters)
     own = [seed, *map(ord, config.method), config.cutout, round(1000 * (config.alpha or 0))]
-    noise, luck = np.random.default_rng(own).normal(0, 0.001, (config.epochs, 2)), np.random.default_rng(seed).normal(0, 0.001)
-    plateau = 0.94 + GAIN.get(config.method, 0) + 0.007 * config.cutout - 0.3 * ((config.alpha or 0.1) - 0.1) ** 2 + luck
+    noise, luck = (
+        np.random.default_rng(own).normal(0, 0.001, (config.epochs, 2)),
+        np.random.default_rng(seed).normal(0, 0.001),
+    )
+    plateau = (
+        0.94 + GAIN.get(config.method, 0) + 0.007 * config.cutout - 0.3 * ((config.alpha or 0.1) - 0.1) ** 2 + luck
+    )
     rise = 1 - 0.6 * np.exp(-np.arange(config.epochs) / 3)
     test, train = plateau * rise + noise[:, 0], (1.05 * plateau - 0.01 * (config.method != "none")) * rise + noise[:, 1]
     rest = dict(train_loss=1.0, test_loss=1.0, lr=0.1, alpha=0.0, seconds=1.0)
     epochs = [dict(test_accuracy=float(a), train_accuracy=float(b), **rest) for a, b in zip(test, train)]
     return dict(
-        schema=2, parameters=asdict(config), data=dict(train=50_000, test=10_000, classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3),
-        epochs=epochs, final={k: epochs[-1][k] for k in ("test_accuracy", "train_accuracy")}, best=dict(test_accuracy=float(test.max())),
-        environment=dict(device="simulated", precision="float32"), seconds=1.0, status=status,
+        schema=2,
+        parameters=asdict(config),
+        data=dict(train=50_000, test=10_000, classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3),
+        epochs=epochs,
+        final={k: epochs[-1][k] for k in ("test_accuracy", "train_accuracy")},
+        best=dict(test_accuracy=float(test.max())),
+        environment=dict(device="simulated", precision="float32"),
+        seconds=1.0,
+        status=status,
     )
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #6a834f96
@@ -86,7 +99,9 @@ def check_datasets(name, value, paper, records):
     known = sorted({*paper, *(r["parameters"]["dataset"] for r in records)})
     for dataset in value.split() or [value]:
         if dataset not in known:
-            raise ValueError(f"parameter {name!r} is {value!r}; {dataset!r} has no records here. Choose from {', '.join(known)}")
+            raise ValueError(
+                f"parameter {name!r} is {value!r}; {dataset!r} has no records here. Choose from {', '.join(known)}"
+            )
     return value.split()
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #8727585a
@@ -134,7 +149,14 @@ NONE, CUTOUT, DROPBLOCK, AM, SM, AD, BOTH = (  # rows: method, with Cutout or no
     ("none", False), ("none", True), ("dropblock", False), ("am", False), ("sm", False), ("ad", False), ("ad", True)
 )
 WORDS = {
-    "none": "", "dropout": "Dropout", "spatial": "SpatialDropout", "dropblock": "DropBlock", "am": "AM", "sm": "SM", "ad": "AD", "released": "released AD"
+    "none": "",
+    "dropout": "Dropout",
+    "spatial": "SpatialDropout",
+    "dropblock": "DropBlock",
+    "am": "AM",
+    "sm": "SM",
+    "ad": "AD",
+    "released": "released AD",
 }
 
 
@@ -156,12 +178,30 @@ def count(runs):
 # %% ../../nbs/4_evidence/19_tables.ipynb #5b1c7a13
 PAPER = {
     "cifar10": {  # Table 1
-        NONE: (95.28, 0.21), CUTOUT: (96.01, 0.13), DROPBLOCK: (95.41, 0.14), AM: (95.31, 0.05), SM: (95.35, 0.17), AD: (95.49, 0.16), BOTH: (96.37, 0.09)
+        NONE: (95.28, 0.21),
+        CUTOUT: (96.01, 0.13),
+        DROPBLOCK: (95.41, 0.14),
+        AM: (95.31, 0.05),
+        SM: (95.35, 0.17),
+        AD: (95.49, 0.16),
+        BOTH: (96.37, 0.09),
     },
     "cifar100": {
-        NONE: (77.54, 0.31), CUTOUT: (78.04, 0.24), DROPBLOCK: (78.05, 0.65), AM: (77.58, 0.12), SM: (78.22, 0.45), AD: (78.47, 0.07), BOTH: (78.60, 0.16)
+        NONE: (77.54, 0.31),
+        CUTOUT: (78.04, 0.24),
+        DROPBLOCK: (78.05, 0.65),
+        AM: (77.58, 0.12),
+        SM: (78.22, 0.45),
+        AD: (78.47, 0.07),
+        BOTH: (78.60, 0.16),
     },
-    "svhn": {NONE: (97.40, 0.12), CUTOUT: (98.10, 0.07), DROPBLOCK: (97.90, 0.15), AM: (98.16, 0.05), BOTH: (98.31, 0.09)},  # Table 2
+    "svhn": {
+        NONE: (97.40, 0.12),
+        CUTOUT: (98.10, 0.07),
+        DROPBLOCK: (97.90, 0.15),
+        AM: (98.16, 0.05),
+        BOTH: (98.31, 0.09),
+    },  # Table 2
 }
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #b2d0fe84
@@ -194,8 +234,10 @@ def table(rows, order, paper):
 # %% ../../nbs/4_evidence/19_tables.ipynb #aaebe83b
 def command(grid):
     "Markdown: the command that makes the records of a grid."
-    return (f"This makes them, from the project's folder: `attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs`; "
-            "then give `records_dir` that folder.")
+    return (
+        f"This makes them, from the project's folder: `attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs`; "
+        "then give `records_dir` that folder."
+    )
 
 
 def missing(rows, order, grid=None):
@@ -220,7 +262,9 @@ def caption(shared, records):
     error = f"Another {test} test images would move every row by about ± {100 * sampling_error(p, test):.2f} points (one standard error)."
     diverged = [r["parameters"] for r in records if r["status"] == "diverged"]
     failed = [f"{label((q['method'], q['cutout']))}, seed {q['seed']}" for q in diverged]
-    return f"{text}. Trained on: {where}. {error}" + (f" **Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "")
+    return f"{text}. Trained on: {where}. {error}" + (
+        f" **Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else ""
+    )
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #d462d31c
 def set_aside(records, dataset):
@@ -249,7 +293,10 @@ def paper_tables(records, datasets, paper, grid):
         rows = {name: by_row(runs, "method", "cutout") for name, (_, runs) in chosen.items()}
         order = row_order({row for r in rows.values() for row in r}, paper)
         frame = pd.concat({name: table(r, order, paper.get(name, {})) for name, r in rows.items()}, axis=1)
-        notes = [f"**{name}**: {caption(*chosen[name])} {missing(r, order, grid if name in paper else None)}" for name, r in rows.items()]
+        notes = [
+            f"**{name}**: {caption(*chosen[name])} {missing(r, order, grid if name in paper else None)}"
+            for name, r in rows.items()
+        ]
         notes += [text for name in rows if k == 0 and (text := set_aside(records, name))]
         parts.append(Part(frame, "\n\n".join(notes), rows))
     return parts
@@ -293,7 +340,11 @@ def judge(claims, rows, paper={}, split="test_accuracy"):
     lines = []
     for claim, pairs in claims.items():
         found = [compare(rows, a, b, split) for a, b in pairs]
-        lines.append(f"* *{claim}*: **{verdict(*found)}**. " + "; ".join(evidence(a, b, d, paper) for (a, b), d in zip(pairs, found)) + ".")
+        lines.append(
+            f"* *{claim}*: **{verdict(*found)}**. "
+            + "; ".join(evidence(a, b, d, paper) for (a, b), d in zip(pairs, found))
+            + "."
+        )
     return "\n".join(lines)
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #857bdf12
@@ -334,7 +385,11 @@ def claim_row(says, measured, found, said=None, show=points, paper={}):
 
 def as_markdown(frame):
     "A DataFrame of text as a table in Markdown, its index first."
-    lines = [["", *map(str, frame.columns)], ["---"] * (1 + len(frame.columns)), *([str(name), *row] for name, row in zip(frame.index, frame.values))]
+    lines = [
+        ["", *map(str, frame.columns)],
+        ["---"] * (1 + len(frame.columns)),
+        *([str(name), *row] for name, row in zip(frame.index, frame.values)),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #5fe48eed

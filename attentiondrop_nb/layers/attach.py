@@ -22,8 +22,14 @@ class DropHook:
 
     def __call__(self, module, args, out):
         if not (isinstance(out, Tensor) and out.dim() == 4 and out.is_floating_point()):
-            what = f"a {out.dtype} tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-            raise ValueError(f"{self.name!r} returns {what}; a drop layer needs a float tensor [N, C, H, W]: attach it elsewhere")
+            what = (
+                f"a {out.dtype} tensor of shape {tuple(out.shape)}"
+                if isinstance(out, Tensor)
+                else f"a {type(out).__name__}"
+            )
+            raise ValueError(
+                f"{self.name!r} returns {what}; a drop layer needs a float tensor [N, C, H, W]: attach it elsewhere"
+            )
         if not module.training:
             return None  # None: the output stays as it is
         if any(b.device != out.device for b in self.drop_layer.buffers()):  # the model has moved
@@ -37,7 +43,9 @@ def find_submodules(model, names):
     for name in names:
         if name not in known:
             near = get_close_matches(str(name), known) or [child for child, _ in model.named_children()]
-            raise ValueError(f"{type(model).__name__} has no submodule {name!r}; near names: {', '.join(map(repr, near))}")
+            raise ValueError(
+                f"{type(model).__name__} has no submodule {name!r}; near names: {', '.join(map(repr, near))}"
+            )
     return {name: known[name] for name in names}
 
 
@@ -45,9 +53,13 @@ def check_hosts(hosts):
     "Raise ValueError if one of `hosts`, {name: submodule}, is never called, has a drop layer already or is there under two names."
     for name, host in hosts.items():
         if isinstance(host, (nn.ModuleList, nn.ModuleDict)):
-            raise ValueError(f"{name!r} is a {type(host).__name__}, which holds submodules and is never called; name one of them")
+            raise ValueError(
+                f"{name!r} is a {type(host).__name__}, which holds submodules and is never called; name one of them"
+            )
         if any(isinstance(hook, DropHook) for hook in host._forward_hooks.values()):
-            raise ValueError(f"{name!r} has an attached drop layer already; call remove() on the handle that attach returned for it")
+            raise ValueError(
+                f"{name!r} has an attached drop layer already; call remove() on the handle that attach returned for it"
+            )
         others = [n for n, h in hosts.items() if h is host and n != name]
         if others:
             raise ValueError(f"{name!r} and {others[0]!r} are names of one submodule; give one of them")
@@ -59,7 +71,9 @@ def make_layer(name, make):
         raise TypeError(f"{name!r}: {make!r} is given; a function that makes a layer is needed, e.g. AttentionDrop2d")
     layer = make()
     if not isinstance(layer, nn.Module) or next(layer.parameters(), None) is not None:
-        raise TypeError(f"{name!r}: the function made {layer!r}; a layer without parameters is needed, e.g. AttentionDrop2d()")
+        raise TypeError(
+            f"{name!r}: the function made {layer!r}; a layer without parameters is needed, e.g. AttentionDrop2d()"
+        )
     return layer
 
 # %% ../../nbs/2_layers/09_attach.ipynb #4291cea7
@@ -92,4 +106,6 @@ def attach(model: nn.Module, places: Mapping[str, Callable[[], nn.Module]]) -> A
     layers = {name: make_layer(name, make) for name, make in places.items()}
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # a graph compiled before would never notice the new hooks
-    return Attached(layers, [hosts[name].register_forward_hook(DropHook(name, layer)) for name, layer in layers.items()])
+    return Attached(
+        layers, [hosts[name].register_forward_hook(DropHook(name, layer)) for name, layer in layers.items()]
+    )

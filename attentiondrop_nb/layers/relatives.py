@@ -24,7 +24,8 @@ def cutout(x: Tensor, length: int, generator: torch.Generator | None = None) -> 
     The centre is uniform over the pixels. Zero is the mean colour if `x` is normalised. Nothing is read on the host.
     Raises TypeError or ValueError on a bad `x` or a `length` outside 1 ... 2·min(H, W).
     """
-    check_maps(x), check_size("length", length, x, 2 * min(x.shape[2:]))
+    check_maps(x)
+    check_size("length", length, x, 2 * min(x.shape[2:]))
     rows, columns = (covered(len(x), side, length, x.device, generator) for side in x.shape[2:])
     return torch.where(rows[:, None, :, None] & columns[:, None, None, :], 0, x)
 
@@ -69,14 +70,16 @@ class LibraryDrop2d(DropLayer2d):
 @torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def element_dropout2d(x: Tensor, alpha: float = 0.1) -> Tensor:
     "Dropout of `x` [N, C, H, W] by `F.dropout`: a unit is 0 with probability α; the others are divided by 1 − α."
-    check_maps(x), check_alpha(alpha)
+    check_maps(x)
+    check_alpha(alpha)
     return F.dropout(x, alpha)
 
 
 @torch.fx.wrap
 def spatial_dropout2d(x: Tensor, alpha: float = 0.1) -> Tensor:
     "SpatialDropout of `x` [N, C, H, W] by `F.dropout2d`: a plane is 0 with probability α; the others are divided by 1 − α."
-    check_maps(x), check_alpha(alpha)
+    check_maps(x)
+    check_alpha(alpha)
     return F.dropout2d(x, alpha)
 
 # %% ../../nbs/2_layers/06_relatives.ipynb #150bb97d
@@ -105,7 +108,9 @@ def drop_block2d(x: Tensor, alpha: float = 0.1, block_size: int = 7) -> Tensor:
     """
     from torchvision.ops import drop_block2d
 
-    check_maps(x), check_alpha(alpha), _check_block(block_size)
+    check_maps(x)
+    check_alpha(alpha)
+    _check_block(block_size)
     check_size("block_size of DropBlock", block_size, x, min(x.shape[2:]))
     return drop_block2d(widen(x), alpha, block_size).to(x.dtype)
 

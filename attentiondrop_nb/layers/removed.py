@@ -45,7 +45,9 @@ def sample_mask(method: str, x: Tensor, alpha: float = 0.1, generator: torch.Gen
     Returns float32 in the shape of `x`: 1 where a unit is untouched, 0 where it is dropped, between where it is dimmed.
     Raises TypeError or ValueError on a bad argument.
     """
-    check_choice("method", method, tuple(MASKS)), check_maps(x), check_alpha(alpha)
+    check_choice("method", method, tuple(MASKS))
+    check_maps(x)
+    check_alpha(alpha)
     return MASKS[method](x.detach(), alpha, generator).float().expand_as(x)
 
 # %% ../../nbs/2_layers/08_removed.ipynb #bb73af49

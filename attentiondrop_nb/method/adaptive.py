@@ -24,7 +24,8 @@ def top_beta_threshold(x: Tensor, beta: float) -> Tensor:
 
     x: [N, C, H, W] -> [N, C, 1, 1]; `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError on a bad argument.
     """
-    check_maps(x), check_beta(beta)
+    check_maps(x)
+    check_beta(beta)
     k = top_beta_count(beta, x.shape[2] * x.shape[3])
     return x.flatten(2).topk(k, sorted=False).values.amin(-1)[..., None, None]  # F_top-β
 

@@ -26,7 +26,9 @@ def sample_gamma(
     `alpha` is a number in [0, 1] or a 0-dim tensor, which is not read on the host.
     Raises TypeError or ValueError on a bad `x`, `alpha` or `granularity`.
     """
-    check_maps(x), check_alpha(alpha), check_choice("granularity", granularity, GRANULARITIES)
+    check_maps(x)
+    check_alpha(alpha)
+    check_choice("granularity", granularity, GRANULARITIES)
     like = {"element": x, "map": x[:, :, :1, :1], "sample": x[:, :1, :1, :1]}[granularity]
     u = torch.empty_like(like, dtype=torch.float32).uniform_(generator=generator)
     return (u < alpha).to(x.dtype)  # γ ~ Bernoulli(α)
@@ -69,7 +71,9 @@ def apply_mask(x: Tensor, mask: Tensor, rescale: str = "none") -> Tensor:
     rescale: "none" (Eq. 3), "literal" (1/sum(M) per plane, Eq. 9 as printed), "map" (H·W/sum(M) per plane)
     or "tensor" (the same over all planes). Raises TypeError or ValueError on a bad argument.
     """
-    check_maps(x), check_broadcast("mask", mask, x), check_choice("rescale", rescale, RESCALES)
+    check_maps(x)
+    check_broadcast("mask", mask, x)
+    check_choice("rescale", rescale, RESCALES)
     finite = finite_planes(x.detach())
     mask = torch.where(finite, widen(mask.detach()), 1.0)
     scale = mask_scale(mask, rescale, x.shape[2] * x.shape[3])

@@ -53,7 +53,7 @@ def from_memory(a, shape, channels_last):
 
 # %% ../../nbs/5_speed/23_cpu.ipynb #00b4cc36
 def block_bounds(a, k, kind):
-    "F_min, F_top-β (k-th largest; F_min for kind \"sm\") and F_max − F_min of each plane of `a` [n, H·W, c]: each [n·c]."
+    'F_min, F_top-β (k-th largest; F_min for kind "sm") and F_max − F_min of each plane of `a` [n, H·W, c]: each [n·c].'
     rows = np.ascontiguousarray(a.swapaxes(1, 2)).reshape(-1, a.shape[1])
     if kind == "sm":
         low = threshold = rows.min(1)
@@ -125,7 +125,10 @@ def find_units(a, k, kind, alpha, coins, seed):
     "`find_block` on all blocks of `a` [n, H·W, c]: the same five arrays, for the whole of `a`."
     cuts, c = block_cuts(a), a.shape[2]
     part = [None if coins is None else coins[i * c : j * c] for i, j in zip(cuts, cuts[1:])]
-    jobs = [(a[i:j], k, kind, alpha, p, random_stream(seed, b)) for b, (i, j, p) in enumerate(zip(cuts, cuts[1:], part), 1)]
+    jobs = [
+        (a[i:j], k, kind, alpha, p, random_stream(seed, b))
+        for b, (i, j, p) in enumerate(zip(cuts, cuts[1:], part), 1)
+    ]
     found = in_threads(find_block, jobs)
     units = np.concatenate([f[0] + i * a[0].size for i, f in zip(cuts, found)])
     plane = np.concatenate([f[1] + i * c for i, f in zip(cuts, found)])

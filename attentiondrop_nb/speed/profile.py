@@ -62,7 +62,10 @@ def kind_of(event):
 
 def sum_by_kind(events, gpu):
     "Seconds of work by kind, from the events of the profiler: a GPU's kernels, or a CPU's operations less what they call."
-    forward, seconds = {}, Counter()  # forward: sequence number of an operation -> its kind; the last with a number is the one that has it
+    forward, seconds = (
+        {},
+        Counter(),
+    )  # forward: sequence number of an operation -> its kind; the last with a number is the one that has it
     for e in events:
         if e.device_type == DeviceType.CPU:
             node = next((p for p in lineage(e) if p.name.startswith("autograd::engine::evaluate_function")), None)
@@ -79,7 +82,9 @@ def profile_epoch(trainer, epoch=train_epoch):
     The profiler itself costs time too. Raises ValueError if the network is compiled, since its kernels belong to no one layer.
     """
     if trainer.config.compile:
-        raise ValueError("compile is True; a compiled network has no single layers left to time: profile a run with compile False")
+        raise ValueError(
+            "compile is True; a compiled network has no single layers left to time: profile a run with compile False"
+        )
     gpu = trainer.device.type == "cuda"
     with marked(trainer.model), profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as seen:
         start = time.perf_counter()

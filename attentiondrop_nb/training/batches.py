@@ -62,7 +62,9 @@ def draw_crops(images, height, width, mirror=True, pad=4, generator=None):
 
 def look_up(pixels, starts, columns):
     "The crops that `draw_crops` drew, from the `pixel_list`: [n, C, height, width], channels last."
-    return F.embedding(starts[:, :, None] + columns[:, None], pixels).permute(0, 3, 1, 2)  # embedding: rows of a table, by number
+    return F.embedding(starts[:, :, None] + columns[:, None], pixels).permute(
+        0, 3, 1, 2
+    )  # embedding: rows of a table, by number
 
 
 def augment(x, mirror=True, pad=4, generator=None):

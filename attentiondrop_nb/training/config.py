@@ -26,7 +26,15 @@ from .resnet import STAGES, PreActResNet18, ResNet18
 # %% ../../nbs/3_training/14_config.ipynb #27691f72
 RECIPES = {
     "paper": dict(  # Section 4; what it leaves out as in the released code, and 200 epochs
-        width=64, epochs=200, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, milestones="0.4 0.6 0.8", lr_decay=0.1, alpha_steps=None
+        width=64,
+        epochs=200,
+        batch_size=128,
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        milestones="0.4 0.6 0.8",
+        lr_decay=0.1,
+        alpha_steps=None,
     ),
 }
 RECIPES["demo"] = RECIPES["paper"] | dict(width=16, epochs=15)  # the same, for a laptop
@@ -103,7 +111,10 @@ TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool}
 def check_type(name, value, annotation):
     "Raise TypeError unless `value` fits an annotation such as 'int' or 'str | None'; True and False are no numbers."
     kinds = [k.strip() for k in annotation.split("|")]
-    fits = [value is None if k == "None" else isinstance(value, TYPES[k]) and (k == "bool" or not isinstance(value, bool)) for k in kinds]
+    fits = [
+        value is None if k == "None" else isinstance(value, TYPES[k]) and (k == "bool" or not isinstance(value, bool))
+        for k in kinds
+    ]
     if not any(fits):
         raise TypeError(f"parameter {name!r} is {value!r}, a {type(value).__name__}; {' or '.join(kinds)} is needed")
 
@@ -138,9 +149,19 @@ def fill_recipe(values):
 
 # %% ../../nbs/3_training/14_config.ipynb #75840c7b
 RANGES = {  # lowest value allowed, and the first one that is not
-    "width": (1, 2**16), "epochs": (1, 2**31), "batch_size": (2, 2**31), "seed": (0, 2**63), "train_images": (2, 2**31),
-    "lr": (0, math.inf), "lr_decay": (0, math.inf), "momentum": (0, 1), "weight_decay": (0, math.inf), "alpha_steps": (1, 2**63),
-    "patience": (0, 2**31), "block_size": (1, 2**16), "cutout_length": (1, 2**16),
+    "width": (1, 2**16),
+    "epochs": (1, 2**31),
+    "batch_size": (2, 2**31),
+    "seed": (0, 2**63),
+    "train_images": (2, 2**31),
+    "lr": (0, math.inf),
+    "lr_decay": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "alpha_steps": (1, 2**63),
+    "patience": (0, 2**31),
+    "block_size": (1, 2**16),
+    "cutout_length": (1, 2**16),
 }
 
 
@@ -154,7 +175,9 @@ def check_range(name, value):
 def check_plain_name(name, value):
     "Raise ValueError unless `value` can be the name of one file or folder."
     if not re.fullmatch(r"[\w.+=-]+", value) or value.strip(".") == "":
-        raise ValueError(f"parameter {name!r} is {value!r}; a plain name of letters, digits, '_', '.', '+', '=' and '-' is needed")
+        raise ValueError(
+            f"parameter {name!r} is {value!r}; a plain name of letters, digits, '_', '.', '+', '=' and '-' is needed"
+        )
 
 # %% ../../nbs/3_training/14_config.ipynb #72d1ca8c
 CHOICES = {
@@ -167,7 +190,9 @@ def check_milestones(text):
     "'0.4 0.6' -> [0.4, 0.6]: shares of the run. Raises ValueError unless they are numbers from 0 to 1."
     shares = text.split()
     if not all(re.fullmatch(r"0?\.\d+|[01](\.0*)?", share) for share in shares):
-        raise ValueError(f"parameter 'milestones' is {text!r}; shares of the run between 0 and 1, such as '0.4 0.6 0.8', are needed")
+        raise ValueError(
+            f"parameter 'milestones' is {text!r}; shares of the run between 0 and 1, such as '0.4 0.6 0.8', are needed"
+        )
     return [float(share) for share in shares]
 
 
@@ -179,7 +204,9 @@ def check_method(config):
     if config.method in ("am", "ad"):
         check_beta(config.beta)
     if config.method == "released" and not 0 <= config.beta < 1:
-        raise ValueError(f"parameter 'beta' is {config.beta}; method 'released' compares values in [0, 1] with it, 0 <= beta < 1 is needed")
+        raise ValueError(
+            f"parameter 'beta' is {config.beta}; method 'released' compares values in [0, 1] with it, 0 <= beta < 1 is needed"
+        )
     for stage in config.drop_after.split() or [""]:
         check_choice("parameter 'drop_after'", stage, STAGES)
 
@@ -194,7 +221,9 @@ def find_device(name):
 
 def find_precision(config, device):
     "float32, or bfloat16 where a GPU has it and nothing else is asked for."
-    return config.precision or ("bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32")
+    return config.precision or (
+        "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    )
 
 # %% ../../nbs/3_training/14_config.ipynb #642caefb
 def make_config(values):
@@ -209,12 +238,16 @@ def make_config(values):
     for name, allowed in CHOICES.items():
         if values[name] is not None:
             check_choice(f"parameter {name!r}", values[name], tuple(allowed))
-    fill_options(values), fill_recipe(values)
+    fill_options(values)
+    fill_recipe(values)
     for name in RANGES:
         if values[name] is not None:
             check_range(name, values[name])
     config = Config(**values)
-    check_method(config), check_milestones(config.milestones), check_plain_name("dataset", config.dataset), find_device(config.device)
+    check_method(config)
+    check_milestones(config.milestones)
+    check_plain_name("dataset", config.dataset)
+    find_device(config.device)
     if config.run_name is not None:
         check_plain_name("run_name", config.run_name)
     return config
@@ -226,7 +259,9 @@ PLAIN = (str, int, float, bool, list, dict, type(None))
 def own_values(namespace, known):
     "What a notebook's `globals()` defines itself: whatever has a name in `known`, and all plain values but CONSTANTS."
     own = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")}
-    return {k: v for k, v in own.items() if k in known or isinstance(v, PLAIN) and (not k.isupper() or k.lower() in known)}
+    return {
+        k: v for k, v in own.items() if k in known or isinstance(v, PLAIN) and (not k.isupper() or k.lower() in known)
+    }
 
 
 def from_globals(namespace):
@@ -239,7 +274,9 @@ SAME_RUN = ("data_dir", "device", "out_dir", "run_name")  # what may differ betw
 
 def is_same_run(parameters, config):
     "Are the `parameters` of a record those of `config`, but for places?"
-    return {k: v for k, v in parameters.items() if k not in SAME_RUN} == {k: v for k, v in asdict(config).items() if k not in SAME_RUN}
+    return {k: v for k, v in parameters.items() if k not in SAME_RUN} == {
+        k: v for k, v in asdict(config).items() if k not in SAME_RUN
+    }
 
 # %% ../../nbs/3_training/14_config.ipynb #fb78671e
 def run_name(config):

@@ -46,7 +46,9 @@ def read_npz(name, path):
     arrays = read_arrays(path)
     missing = [k for k in KEYS if k not in arrays]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}, and {', '.join(KEYS)} are needed")
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it has {', '.join(arrays) or 'nothing'}, and {', '.join(KEYS)} are needed"
+        )
     x = {s: arrays[f"x_{s}"] for s in ("train", "test")}
     y = {s: arrays[f"y_{s}"].reshape(-1) for s in ("train", "test")}
     for split in ("train", "test"):
@@ -55,8 +57,17 @@ def read_npz(name, path):
     count = int(max(y["train"].max(), y["test"].max())) + 1
     names = [str(c) for c in arrays.get("classes", np.arange(count)).reshape(-1)]
     if len(names) < count:
-        raise ValueError(f"{path}: {len(names)} names in classes, but labels up to {count - 1}; a name for each label is needed")
-    return Images(name, channels_first(x["train"]), labels(y["train"]), channels_first(x["test"]), labels(y["test"]), tuple(names))
+        raise ValueError(
+            f"{path}: {len(names)} names in classes, but labels up to {count - 1}; a name for each label is needed"
+        )
+    return Images(
+        name,
+        channels_first(x["train"]),
+        labels(y["train"]),
+        channels_first(x["test"]),
+        labels(y["test"]),
+        tuple(names),
+    )
 
 
 def read_arrays(path):
@@ -71,14 +82,20 @@ def read_arrays(path):
 def check_split(where, x, y):
     "Raise ValueError unless images `x` and labels `y` (numpy) have the form that `read_npz` takes."
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or x.size == 0:
-        raise ValueError(f"{where}: images are {x.dtype} {x.shape}; uint8 [N, H, W, 3] or [N, H, W], not empty, is needed")
+        raise ValueError(
+            f"{where}: images are {x.dtype} {x.shape}; uint8 [N, H, W, 3] or [N, H, W], not empty, is needed"
+        )
     if not np.issubdtype(y.dtype, np.integer) or len(x) != len(y) or y.min() < 0 or y.max() > 10**6:
-        raise ValueError(f"{where}: {len(x)} images and {y.dtype} labels {y.shape}; one label >= 0 for each image is needed")
+        raise ValueError(
+            f"{where}: {len(x)} images and {y.dtype} labels {y.shape}; one label >= 0 for each image is needed"
+        )
 
 
 def check_same_size(where, train, test):
     if tuple(train) != tuple(test):
-        raise ValueError(f"{where}: training images are {tuple(train)} pixels, test images {tuple(test)}; one size is needed")
+        raise ValueError(
+            f"{where}: training images are {tuple(train)} pixels, test images {tuple(test)}; one size is needed"
+        )
 
 # %% ../../nbs/3_training/11_datasets.ipynb #154ef5f8
 def channels_first(x):
@@ -99,7 +116,9 @@ def read_folder(name, root):
     splits = [ImageFolder(root / split, transform=pil_to_tensor) for split in ("train", "test")]
     if splits[0].classes != splits[1].classes:
         differ = set(splits[0].classes) ^ set(splits[1].classes)
-        raise ValueError(f"{root}: train and test have different classes; only one of them has {', '.join(sorted(differ))}")
+        raise ValueError(
+            f"{root}: train and test have different classes; only one of them has {', '.join(sorted(differ))}"
+        )
     tensors = []
     for split in splits:
         size = split[0][0].shape
@@ -114,7 +133,12 @@ def read_folder(name, root):
     return Images(name, *tensors, tuple(splits[0].classes))
 
 # %% ../../nbs/3_training/11_datasets.ipynb #2d5dfad1
-OFFICIAL = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "fashion_mnist": "FashionMNIST"}  # torchvision's names
+OFFICIAL = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+    "fashion_mnist": "FashionMNIST",
+}  # torchvision's names
 
 
 def splits_of(name):
@@ -185,7 +209,9 @@ def read_split(name, root, split):
 def read_official(name, root):
     "torchvision's data set from its files in `root` -> `Images`; SVHN's train and extra are joined."
     *train, (x_test, y_test, classes) = (read_split(name, root, split) for split in splits_of(name))
-    x_train, y_train = (torch.cat(parts) for parts in list(zip(*train))[:2])  # the parts and the whole: two copies at most
+    x_train, y_train = (
+        torch.cat(parts) for parts in list(zip(*train))[:2]
+    )  # the parts and the whole: two copies at most
     return Images(name, x_train.contiguous(), y_train, x_test.contiguous(), y_test, classes)
 
 # %% ../../nbs/3_training/11_datasets.ipynb #66e39ba9
@@ -234,7 +260,9 @@ def load(name, data_dir="data"):
 # %% ../../nbs/3_training/11_datasets.ipynb #09f90207
 def balanced_order(y):
     "A fixed order of the labels `y` [N] that takes one image of each class in turn, as long as there are any: int64 [N]."
-    shuffled = torch.from_numpy(np.random.RandomState(0).permutation(len(y))).to(y.device)  # one order for every run and version
+    shuffled = torch.from_numpy(np.random.RandomState(0).permutation(len(y))).to(
+        y.device
+    )  # one order for every run and version
     by_class = shuffled[y[shuffled].argsort(stable=True)]
     sizes = y.bincount()
     turn = torch.arange(len(y), device=y.device) - (sizes.cumsum(0) - sizes)[y[by_class]]  # place within the class
@@ -245,7 +273,9 @@ def subset(data, n):
     "`data` with the first `n` training images of a fixed, class-balanced order, and all test images. Raises ValueError on a bad n."
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= len(data.x_train):
         most = len(data.x_train)
-        raise ValueError(f"train_images is {n!r}; {data.name} has {most} training images, so a whole number from 1 to {most} is needed")
+        raise ValueError(
+            f"train_images is {n!r}; {data.name} has {most} training images, so a whole number from 1 to {most} is needed"
+        )
     keep = balanced_order(data.y_train)[:n]
     masks = None if data.masks_train is None else data.masks_train[keep]
     return replace(data, x_train=data.x_train[keep], y_train=data.y_train[keep], masks_train=masks)

@@ -49,7 +49,12 @@ def make_model(config, classes):
 def make_optimizer(model, config):
     "SGD with Nesterov momentum; one kernel for all weights."
     return torch.optim.SGD(
-        model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
+        model.parameters(),
+        config.lr,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+        fused=True,
     )
 
 # %% ../../nbs/3_training/15_loop.ipynb #dcf04b7c
@@ -72,9 +77,13 @@ class Trainer:
         self.optimizer, self.schedule = make_optimizer(self.model, config), None
         if config.method != "none":
             self.schedule = LinearSchedule(self.model, 0.0, config.alpha, config.alpha_steps or self.steps)
-        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, find_precision(config, self.device) == "bfloat16")
+        self.autocast = partial(
+            torch.autocast, self.device.type, torch.bfloat16, find_precision(config, self.device) == "bfloat16"
+        )
         if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # cuDNN tries its convolutions on each new shape, and keeps the fastest
+            torch.backends.cudnn.benchmark = (
+                True  # cuDNN tries its convolutions on each new shape, and keeps the fastest
+            )
 
 # %% ../../nbs/3_training/15_loop.ipynb #20b7bbd3
 def steps_per_epoch(n, batch_size):
@@ -119,7 +128,9 @@ def prepare_batch(trainer, starts, columns, *hidden):
 def train_step(trainer, lr, y, *drawn):
     "One step of SGD on the crops that were `drawn` and their labels `y`. Returns the logits, on the device."
     x = prepare_batch(trainer, *drawn)
-    forward = trainer.forward if len(y) == trainer.batch_size else loss_and_logits  # no graph of its own for a smaller last batch
+    forward = (
+        trainer.forward if len(y) == trainer.batch_size else loss_and_logits
+    )  # no graph of its own for a smaller last batch
     with trainer.autocast():
         loss, logits = forward(trainer.model, x, y)
     trainer.optimizer.param_groups[0]["lr"] = lr
@@ -142,7 +153,10 @@ def train_epoch(trainer, tick=lambda: None):
     return score(torch.cat(logits), torch.cat(labels))
 
 # %% ../../nbs/3_training/15_loop.ipynb #bdf614ec
-EVAL_PIXELS = {False: 2**17, True: 2**21}  # on a GPU? in a batch of `evaluate`: 128 images of 32×32 suit a CPU's caches, 2048 fill a GPU
+EVAL_PIXELS = {
+    False: 2**17,
+    True: 2**21,
+}  # on a GPU? in a batch of `evaluate`: 128 images of 32×32 suit a CPU's caches, 2048 fill a GPU
 
 
 def score(logits, y):

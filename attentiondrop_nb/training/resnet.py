@@ -84,7 +84,11 @@ class ResNet18(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2]
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        drop: Callable[[], nn.Module] | None = None,
+        drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__()
         check_network(num_classes, width, drop_after)
@@ -113,7 +117,11 @@ class PreActResNet18(ResNet18):
     "`ResNet18` in the pre-activation order [13], with a last BN and ReLU before the pooling. Takes the same arguments."
 
     def __init__(
-        self, num_classes: int = 10, width: int = 64, drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2]
+        self,
+        num_classes: int = 10,
+        width: int = 64,
+        drop: Callable[[], nn.Module] | None = None,
+        drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__(num_classes, width, drop, drop_after)
         self.bn_last = nn.BatchNorm2d(8 * width)

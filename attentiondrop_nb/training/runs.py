@@ -87,10 +87,15 @@ def restore(trainer, tensors, epochs):
     trainer.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for i, p in enumerate(trainer.model.parameters()):
         if f"momentum.{i}" in tensors:
-            trainer.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(tensors[f"momentum.{i}"])  # in the layout of p
+            trainer.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
+                tensors[f"momentum.{i}"]
+            )  # in the layout of p
     if trainer.schedule:
-        trainer.schedule.load_state_dict(trainer.schedule.state_dict() | {"count": len(epochs) * trainer.steps_per_epoch})
-    torch.set_rng_state(tensors["random.cpu"]), trainer.generator.set_state(tensors["random.order"])
+        trainer.schedule.load_state_dict(
+            trainer.schedule.state_dict() | {"count": len(epochs) * trainer.steps_per_epoch}
+        )
+    torch.set_rng_state(tensors["random.cpu"])
+    trainer.generator.set_state(tensors["random.order"])
     if "random.cuda" in tensors and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], trainer.device)
 
@@ -139,7 +144,13 @@ def make_record(trainer, where, seconds):
     return dict(
         schema=SCHEMA,
         parameters=asdict(trainer.config),
-        data=dict(train=len(data.x_train), test=len(data.x_test), classes=list(data.classes), mean=trainer.stats[0].tolist(), std=trainer.stats[1].tolist()),
+        data=dict(
+            train=len(data.x_train),
+            test=len(data.x_test),
+            classes=list(data.classes),
+            mean=trainer.stats[0].tolist(),
+            std=trainer.stats[1].tolist(),
+        ),
         epochs=list(epochs),
         final=dict(test_accuracy=epochs[-1]["test_accuracy"], train_accuracy=epochs[-1]["train_accuracy"]),
         best=dict(test_accuracy=max(e["test_accuracy"] for e in epochs)),
@@ -154,7 +165,11 @@ def commit():
     root = Path(attentiondrop_nb.__file__).parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() if (root / ".git").exists() else None
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            if (root / ".git").exists()
+            else None
+        )
     except (OSError, subprocess.CalledProcessError):
         return None  # a run must not be lost because git is missing
 
@@ -197,7 +212,9 @@ def read_record(path):
         record = json.loads(Path(path).read_text())
         schema = record["schema"]
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{path} holds no record of a run ({type(e).__name__}: {e}); remove it, or make it again with train.ipynb") from e
+        raise ValueError(
+            f"{path} holds no record of a run ({type(e).__name__}: {e}); remove it, or make it again with train.ipynb"
+        ) from e
     if schema != SCHEMA:
         raise ValueError(f"{path} is a record of schema {schema}; this version reads schema {SCHEMA}: run it again")
     return record
@@ -217,7 +234,11 @@ def summary(record):
     "Two lines on how a run ended, to print."
     final, best, n = record["final"]["test_accuracy"], record["best"]["test_accuracy"], record["data"]["test"]
     line = f"test accuracy  {final:.2%}  ({round(final * n)} of {n} held-out images; best epoch {best:.2%})"
-    line += "" if record["status"] == "finished" else f"  THE RUN HAS {record['status'].upper()} after {len(record['epochs'])} epochs"
+    line += (
+        ""
+        if record["status"] == "finished"
+        else f"  THE RUN HAS {record['status'].upper()} after {len(record['epochs'])} epochs"
+    )
     return f"{line}\ntime           {record['seconds']:.0f} s on {record['environment']['device']}"
 
 # %% ../../nbs/3_training/16_runs.ipynb #90cb4910
@@ -227,10 +248,16 @@ def plot_record(record):
 
     epochs = range(1, len(record["epochs"]) + 1)
     fig, (top, low) = plt.subplots(2, 1, figsize=(6, 4), sharex=True, height_ratios=(3, 1), layout="constrained")
-    for key, label, colour, style in (("train_accuracy", "training", "#D55E00", "--"), ("test_accuracy", "test", "#0072B2", "-")):
+    for key, label, colour, style in (
+        ("train_accuracy", "training", "#D55E00", "--"),
+        ("test_accuracy", "test", "#0072B2", "-"),
+    ):
         top.plot(epochs, [100 * e[key] for e in record["epochs"]], style, color=colour, label=label)
     p = record["parameters"]
-    top.set(ylabel="accuracy in %", title=f"{p['dataset']}, method {p['method']}{' + cutout' * p['cutout']}, width {p['width']}, seed {p['seed']}")
+    top.set(
+        ylabel="accuracy in %",
+        title=f"{p['dataset']}, method {p['method']}{' + cutout' * p['cutout']}, width {p['width']}, seed {p['seed']}",
+    )
     top.legend(frameon=False)
     low.plot(epochs, [e["alpha"] for e in record["epochs"]], color="#555555")
     low.set(xlabel="epoch", ylabel="α", xlim=(1, max(2, p["epochs"])))

@@ -82,7 +82,9 @@ def pixel_centres(side):
 def place_objects(random, n, side):
     "The pixels as seen from `n` randomly placed objects: u, v [n, 1, side, side], and the objects' radius in pixels [n, 1, 1, 1]."
     x, y = pixel_centres(side)
-    radius, angle, stretch = (uniform(random, n, *r) for r in ((side * 0.22, side * 0.39), (0, 2 * math.pi), (0.9, 1.1)))
+    radius, angle, stretch = (
+        uniform(random, n, *r) for r in ((side * 0.22, side * 0.39), (0, 2 * math.pi), (0.9, 1.1))
+    )
     room = side / 2 - 1.2 * radius - 0.5  # stretch and wobble included, the object stays inside
     dx, dy = (c - side / 2 - uniform(random, n, -1, 1) * room for c in (x, y))
     u = (angle.cos() * dx + angle.sin() * dy) / radius * stretch
@@ -137,7 +139,9 @@ def shapes(n_train=10_000, n_test=2_000, seed=0):
     "Textured objects of ten outlines on textured ground, 32×32, with the objects' masks; drawn here and now. Raises ValueError below 1."
     if min(n_train, n_test) < 1:
         raise ValueError(f"shapes: {n_train} training and {n_test} test pictures; at least one of each is needed")
-    (x, y, m), (x_test, y_test, m_test) = (draw_split(n, np.random.RandomState([seed, k])) for k, n in enumerate((n_train, n_test)))
+    (x, y, m), (x_test, y_test, m_test) = (
+        draw_split(n, np.random.RandomState([seed, k])) for k, n in enumerate((n_train, n_test))
+    )
     return Images("shapes", x, y, x_test, y_test, tuple(OUTLINES), masks_train=m, masks_test=m_test)
 
 # %% ../../nbs/3_training/10_shapes.ipynb #2cf57295

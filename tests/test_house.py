@@ -1,0 +1,162 @@
+"The house: what may import what, how many names a module shows, and how its code is written."
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from checkout import ROOT, files
+
+PACKAGE = "attentiondrop_nb"
+NOTEBOOKS = files("nbs", ".ipynb")
+MODULES = [p for p in files(PACKAGE, ".py") if p.name not in ("__init__.py", "_modidx.py")]
+LONGEST_LINE, LONGEST_FUNCTION, MOST_NAMES, MOST_NAMES_IN_ALL = 120, 25, 25, 260
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def code_cells(path):
+    "The sources of a notebook's code cells that are Python (a magic is none)."
+    cells = json.loads(path.read_text())["cells"]
+    sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    return [re.sub(r"^[%!].*$", "", source, flags=re.M) for source in sources]
+
+
+def lesson_numbers():
+    "{module: number} of the lessons that export one; an appendix without a number has −1: it may be imported by all."
+    numbers = {}
+    for path in NOTEBOOKS:
+        module = re.search(r"^#\|\s*default_exp\s+([\w.]+)", "\n".join(code_cells(path)), re.M)
+        if module:
+            digits = re.match(r"(\d+)_", path.name)
+            numbers[f"{PACKAGE}.{module[1]}"] = int(digits[1]) if digits else -1
+    return numbers
+
+
+def imported_modules(tree):
+    "Dotted names of all that a syntax tree imports, in functions too; `from a.b import c` gives a.b and a.b.c."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+NUMBERS = lesson_numbers()
+
+
+def wrong_imports(sources, own):
+    "Lessons among the imports of `sources` whose number is not below `own`."
+    found = {module for source in sources for module in imported_modules(ast.parse(source))}
+    return sorted(module for module in found if NUMBERS.get(module, -2) >= own)
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if re.match(r"\d+_", p.name)], ids=name)
+def test_a_lesson_imports_lower_numbers_only(path):
+    own = int(path.name.split("_")[0])
+    assert not wrong_imports(code_cells(path), own)
+
+
+def test_an_appendix_imports_no_lesson():
+    for path in NOTEBOOKS:
+        if path.parent.name == "nbs" and path.stem not in ("index", "notation"):
+            found = {module for source in code_cells(path) for module in imported_modules(ast.parse(source))}
+            assert not {m for m in found & NUMBERS.keys() if NUMBERS[m] >= 0}, path.name
+
+
+def test_the_finder_of_imports_finds():
+    later = "def f():\n    from attentiondrop_nb.speed.cpu import fast_drop2d"
+    assert wrong_imports([later], NUMBERS[f"{PACKAGE}.layers.layers"]) == [f"{PACKAGE}.speed.cpu"]
+    assert not wrong_imports([later], NUMBERS[f"{PACKAGE}.speed.cpu"] + 1)
+    assert wrong_imports([f"import {PACKAGE}.speed.cpu as c"], 3) and wrong_imports(
+        [f"from {PACKAGE}.speed import cpu"], 3
+    )
+
+
+def test_numbers_run_through_and_folders_are_in_order():
+    lessons = sorted((int(p.name.split("_")[0]), int(p.parent.name[0])) for p in NOTEBOOKS if re.match(r"\d+_", p.name))
+    assert [number for number, _ in lessons] == list(range(len(lessons)))
+    assert [part for _, part in lessons] == sorted(part for _, part in lessons)
+
+
+def test_a_module_lies_where_its_lesson_lies():
+    for path in NOTEBOOKS:
+        module = re.search(r"^#\|\s*default_exp\s+([\w.]+)", "\n".join(code_cells(path)), re.M)
+        if module and re.match(r"\d+_", path.name):
+            assert module[1] == f"{path.parent.name[2:]}.{path.stem.split('_', 1)[1]}"
+
+
+def public_names(path):
+    "What `__all__` of a module lists."
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+            return [element.value for element in node.value.elts]
+    return []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_module_shows_few_names(path):
+    assert len(public_names(path)) <= MOST_NAMES
+
+
+def test_the_package_shows_few_names_and_none_twice():
+    names = [public for path in MODULES for public in public_names(path)]
+    twice = {public for public in names if names.count(public) > 1} - {"fast_drop2d"}  # one for each type of device
+    assert len(names) <= MOST_NAMES_IN_ALL and not twice, (len(names), twice)
+
+
+def ugly(tree):
+    "(line, what is wrong) of constructs that this project does not use."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Tuple):
+            yield node.lineno, "statements joined by commas"
+        if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for n in (node.body, node.test, node.orelse)):
+            yield node.lineno, "a conditional inside a conditional"
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            if any(isinstance(n, (ast.JoinedStr, ast.Constant)) and is_text(n) for n in (node.left, node.right)):
+                yield node.lineno, "text times something"
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and body_lines(node) > LONGEST_FUNCTION:
+            yield node.lineno, f"{node.name} has {body_lines(node)} lines"
+
+
+def is_text(node):
+    return isinstance(node, ast.JoinedStr) or isinstance(node.value, str)
+
+
+def body_lines(function):
+    "Lines of a function's body, its docstring not counted."
+    body = function.body
+    documented = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    if documented and len(body) == 1:
+        return 0
+    return body[-1].end_lineno - body[1 if documented else 0].lineno + 1
+
+
+def complaints(source):
+    "What is wrong with a source, a line each."
+    found = [f"line {line}: {what}" for line, what in ugly(ast.parse(source))]
+    long = [i for i, line in enumerate(source.splitlines(), 1) if len(line) > LONGEST_LINE]
+    return found + [f"line {i}: longer than {LONGEST_LINE}" for i in long]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_notebooks_are_written_plainly(path):
+    found = {}
+    for i, source in enumerate(code_cells(path)):
+        if complaints(source):
+            found[f"code cell {i}, {source.splitlines()[0][:50]!r}"] = complaints(source)
+    assert not found
+
+
+@pytest.mark.parametrize("path", files("tests", ".py") + files("tools", ".py"), ids=name)
+def test_tests_are_written_plainly(path):
+    assert not complaints(path.read_text())
+
+
+def test_the_finder_of_ugly_code_finds():
+    assert complaints("f(), g()") and complaints("a if b else c if d else e") and complaints("'x' * flag")
+    assert complaints("x = 1  " + 120 * "#") and complaints("def f():\n" + 26 * "    g()\n")
+    assert not complaints("def f():\n    'doc'\n    return (1, 2) if x else 3\n")
