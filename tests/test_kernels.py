@@ -386,7 +386,7 @@ from attentiondrop_nb.speed import gpu, kernels
 halves = ("x_ptr", "values_ptr", "out_ptr", "bounds_ptr")
 for name, dtype, constants in json.load(open(sys.argv[1])):
     types = {"scale_ptr": "*fp32", "alpha_ptr": "*fp32", "seed_ptr": "*i64", "z": "fp32"} | dict.fromkeys(halves, "*" + dtype)
-    kernel = getattr(kernels, name, None) or getattr(gpu, name)
+    kernel = getattr(kernels, name, None) or getattr(gpu, name, None) or getattr(gpu, f"_{name}")
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr")}  # as tensors are
