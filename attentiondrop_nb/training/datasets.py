@@ -101,7 +101,7 @@ def _channels_first(x):
 
 # %% ../../nbs/3_training/11_datasets.ipynb #a9d5bcf9
 def _read_folder(name, root):
-    "`root`/{train,test}/<class>/*.png|jpg -> `Images`, classes in alphabetical order. ValueError on unequal splits or sizes."
+    "`root`/{train,test}/<class>/*.png|jpg -> `Images`, classes in alphabetical order. ValueError on unequal splits."
     from torchvision.datasets import ImageFolder
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -213,7 +213,7 @@ def load(name, data_dir="data"):
 
 # %% ../../nbs/3_training/11_datasets.ipynb #09f90207
 def subset(data, n):
-    "`data` with the first `n` training images of a fixed, class-balanced order, and all test images. ValueError on a bad n."
+    "`data` with the first `n` training images of a fixed, balanced order, and all test images. ValueError on a bad n."
     most = len(data.x_train)
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= most:
         has = f"{data.name} has {most} training images"
@@ -224,7 +224,7 @@ def subset(data, n):
 
 
 def _balanced_order(y):
-    "A fixed order of the labels `y` [N] that takes one image of each class in turn, as long as there are any: int64 [N]."
+    "A fixed order of the labels `y` [N] that takes an image of each class in turn, as long as there are any: int64 [N]."
     order = np.random.RandomState(0).permutation(len(y))  # one order for every run and version
     shuffled = torch.from_numpy(order).to(y.device)
     by_class = shuffled[y[shuffled].argsort(stable=True)]

@@ -203,7 +203,7 @@ def _is_evaluated(trainer, entry):
 
 # %% ../../nbs/3_training/15_loop.ipynb #d404c05a
 class OperationCounter(TorchDispatchMode):
-    "Counts, while it is open, the operations that compute or fill something, and those that make Python wait for a GPU."
+    "Counts, while it is open, the operations that do some work, and those that make Python wait for a GPU."
 
     _waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 

@@ -229,7 +229,7 @@ def read_record(path):
 
 
 def load_run(folder, device="cpu"):
-    "A finished run from its folder -> `Run`, the model in eval mode on `device`. FileNotFoundError if a file is missing."
+    "A finished run from its folder -> `Run`, its model in eval mode on `device`. FileNotFoundError if a file is missing."
     from safetensors.torch import load_file
 
     record = read_record(Path(folder) / "record.json")
