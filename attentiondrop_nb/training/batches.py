@@ -41,7 +41,7 @@ def pixel_list(x):
 
 
 def _random_window(n, side, pad=4, device=None, generator=None):
-    "Which rows (or columns) `n` random crops of zero-padded images show: int64 [n, side]; number `side` is the black one."
+    "Which rows (or columns) `n` random crops of zero-padded images show: int64 [n, side]; `side` is the black one."
     seen = torch.randint(-pad, pad + 1, (n, 1), device=device, generator=generator) + torch.arange(side, device=device)
     return seen.masked_fill((seen < 0) | (seen > side), side)
 
@@ -53,7 +53,7 @@ def _random_mirror(columns, generator=None):
 
 # %% ../../nbs/3_training/12_batches.ipynb #ecbd5995
 def draw_crops(images, height, width, mirror=True, pad=4, generator=None):
-    """Section 4's augmentation of the `images` (their numbers, int64 [n]): zero-pad by `pad`, crop and mirror at random.
+    """Section 4's augmentation of the `images` (their numbers, int64 [n]): zero-pad by `pad`, crop, mirror at random.
 
     Returns where in the `pixel_list` each row of a crop begins, int64 [n, height], and which of its pixels it shows,
     int64 [n, width].
@@ -65,9 +65,8 @@ def draw_crops(images, height, width, mirror=True, pad=4, generator=None):
 
 def look_up(pixels, starts, columns):
     "The crops that `draw_crops` drew, from the `pixel_list`: [n, C, height, width], channels last."
-    return F.embedding(starts[:, :, None] + columns[:, None], pixels).permute(
-        0, 3, 1, 2
-    )  # embedding: rows of a table, by number
+    crops = F.embedding(starts[:, :, None] + columns[:, None], pixels)  # rows of a table, by number
+    return crops.permute(0, 3, 1, 2)
 
 
 def augment(x, mirror=True, pad=4, generator=None):

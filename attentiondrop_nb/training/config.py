@@ -185,7 +185,7 @@ def unknown_name(name, value, known, noun="parameter"):
     hint = near if near else f"the {noun}s are {', '.join(known)}"
     return f"unknown {noun} {name!r} = {value!r}; {hint}"
 
-
+# %% ../../nbs/3_training/14_config.ipynb #287279a2
 def _sentence(error, known, noun):
     "What one of pydantic's errors says, in our words; `known`: {name: default} of all parameters."
     name = error["loc"][0]
@@ -232,7 +232,7 @@ def _fill_options(given):
     told = {name: value for name in names if (value := getattr(given, name)) is not None}
     return options | told, [_unused(name, told[name], given) for name in told if name not in options]
 
-
+# %% ../../nbs/3_training/14_config.ipynb #ac6361b1
 def _unused(name, value, given):
     "The sentence on an option that is given and not used."
     owner = "cutout False" if name == "cutout_length" else f"method {given.method!r}"

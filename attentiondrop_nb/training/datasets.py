@@ -56,7 +56,7 @@ def _read_npz(name, path):
     y_train, y_test = (torch.from_numpy(labels.astype(np.int64)) for labels in y)
     return Images(name, x_train, y_train, x_test, y_test, classes)
 
-
+# %% ../../nbs/3_training/11_datasets.ipynb #ed49c9af
 def _read_arrays(path):
     "All arrays of an npz file, without pickle."
     try:
@@ -144,7 +144,7 @@ def _read_official(name, root):
     y_train = torch.cat([y for _, y, _ in train])
     return Images(name, x_train.contiguous(), y_train, x_test.contiguous(), y_test, classes)
 
-
+# %% ../../nbs/3_training/11_datasets.ipynb #fc31aa74
 def _read_split(name, root, split):
     "One split by torchvision's class -> images uint8 [N, 3, H, W] (a view), labels, class names."
     from torchvision import datasets
@@ -224,7 +224,7 @@ def subset(data, n):
 
 
 def _balanced_order(y):
-    "A fixed order of the labels `y` [N] that takes an image of each class in turn, as long as there are any: int64 [N]."
+    "A fixed order of the labels `y` [N]: an image of each class in turn, as long as there are any; int64 [N]."
     order = np.random.RandomState(0).permutation(len(y))  # one order for every run and version
     shuffled = torch.from_numpy(order).to(y.device)
     by_class = shuffled[y[shuffled].argsort(stable=True)]

@@ -129,7 +129,7 @@ def train_step(trainer, lr, y, *drawn):
         trainer.schedule.step()
     return logits
 
-
+# %% ../../nbs/3_training/15_loop.ipynb #ecdb1465
 def train_epoch(trainer, tick=lambda: None):
     "One pass over the training images. Returns mean loss and accuracy; `tick()` is called after each step."
     trainer.model.train()

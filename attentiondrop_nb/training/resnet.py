@@ -85,17 +85,17 @@ class ResNet18(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        width: int = 64,
-        drop: Callable[[], nn.Module] | None = None,
-        drop_after: Sequence[str] = STAGES[:2],
+        self, num_classes: int = 10, width: int = 64,
+        drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__()
         _check_network(num_classes, width, drop_after)
-        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        for i, stage in enumerate(STAGES):
-            setattr(self, stage, self.make_stage(width * 2 ** max(i - 1, 0), width * 2**i, stride=1 if i == 0 else 2))
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self.make_stage(width, width, stride=1)
+        self.layer2 = self.make_stage(width, 2 * width, stride=2)
+        self.layer3 = self.make_stage(2 * width, 4 * width, stride=2)
+        self.layer4 = self.make_stage(4 * width, 8 * width, stride=2)
         self.fc = nn.Linear(8 * width, num_classes)
         self.drop = nn.ModuleDict({stage: drop() for stage in drop_after} if drop else {})
 
@@ -118,11 +118,8 @@ class PreActResNet18(ResNet18):
     "`ResNet18` in the pre-activation order [13], with a last BN and ReLU before the pooling. Takes the same arguments."
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        width: int = 64,
-        drop: Callable[[], nn.Module] | None = None,
-        drop_after: Sequence[str] = STAGES[:2],
+        self, num_classes: int = 10, width: int = 64,
+        drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__(num_classes, width, drop, drop_after)
         self.bn_last = nn.BatchNorm2d(8 * width)

@@ -121,7 +121,7 @@ def train(config, data=None, folder=None, progress=True, on_epoch=lambda record:
                 saved = time.perf_counter()
     return Run(trainer.model, _make_record(trainer, where, time.perf_counter() - start))
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #a1482c5f
 def _progress_bar(trainer, shown):
     "tqdm's bar of the steps of a run, where it stands now."
     from tqdm import tqdm
@@ -184,7 +184,7 @@ def processor():
         name = found[1] if found else name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #aa6b7592
 def environment(trainer):
     "Versions, commit and hardware of this process, and the precision of the run."
     gpu = trainer.device.type == "cuda"
@@ -229,7 +229,7 @@ def read_record(path):
 
 
 def load_run(folder, device="cpu"):
-    "A finished run from its folder -> `Run`, its model in eval mode on `device`. FileNotFoundError if a file is missing."
+    "A finished run from its folder -> `Run`, its model in eval mode on `device`. FileNotFoundError without a file."
     from safetensors.torch import load_file
 
     record = read_record(Path(folder) / "record.json")

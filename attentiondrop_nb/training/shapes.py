@@ -82,22 +82,25 @@ def _pixel_centres(side):
 def _place_objects(random, n, side):
     "The pixels as seen from `n` randomly placed objects: u, v [n, 1, side, side]; the radius in pixels [n, 1, 1, 1]."
     x, y = _pixel_centres(side)
-    radius, angle, stretch = (
-        uniform(random, n, *r) for r in ((side * 0.22, side * 0.39), (0, 2 * math.pi), (0.9, 1.1))
-    )
+    radius = uniform(random, n, side * 0.22, side * 0.39)
+    angle = uniform(random, n, 0, 2 * math.pi)
+    stretch = uniform(random, n, 0.9, 1.1)
     room = side / 2 - 1.2 * radius - 0.5  # stretch and wobble included, the object stays inside
     dx, dy = (c - side / 2 - uniform(random, n, -1, 1) * room for c in (x, y))
     u = (angle.cos() * dx + angle.sin() * dy) / radius * stretch
     v = (angle.cos() * dy - angle.sin() * dx) / radius / stretch
-    wobble, phase = uniform(random, n, 0, 0.04), uniform(random, n, 0, 2 * math.pi)
+    wobble = uniform(random, n, 0, 0.04)
+    phase = uniform(random, n, 0, 2 * math.pi)
     return u + wobble * (4 * v + phase).sin(), v + wobble * (4 * u + phase).sin(), radius
 
 # %% ../../nbs/3_training/10_shapes.ipynb #c9e47351
 def _texture(random, n, side):
     "`n` random colours with bent stripes: float32 [n, 3, side, side], about 0 to 255."
     x, y = _pixel_centres(side)
-    angle, k = uniform(random, n, 0, 2 * math.pi), 2 * math.pi / uniform(random, n, side / 8, side / 2)
-    across, along = k * (angle.cos() * x + angle.sin() * y), k * (angle.sin() * x - angle.cos() * y)
+    angle = uniform(random, n, 0, 2 * math.pi)
+    k = 2 * math.pi / uniform(random, n, side / 8, side / 2)
+    across = k * (angle.cos() * x + angle.sin() * y)
+    along = k * (angle.sin() * x - angle.cos() * y)
     bend = uniform(random, n, 0, 2) * (along + uniform(random, n, 0, 2 * math.pi)).sin()
     stripes = (across + bend + uniform(random, n, 0, 2 * math.pi)).sin()
     return uniform(random, n, 0, 255, 3) + uniform(random, n, 0, 50) * uniform(random, n, -1, 1, 3) * stripes
@@ -110,7 +113,7 @@ def _spot(random, n, side):
 
 
 def paint(ground, figure, distance):
-    "`figure` on `ground` [n, 3, H, W] where `distance` [n, 1, H, W], in pixels, is below 0; an edge pixel is a mixture."
+    "`figure` on `ground` [n, 3, H, W] where `distance` [n, 1, H, W], is below 0 pixels; an edge pixel is a mixture."
     return torch.lerp(ground, figure, (0.5 - distance).clamp(0, 1))
 
 # %% ../../nbs/3_training/10_shapes.ipynb #141ef6a8
@@ -136,7 +139,7 @@ def _draw_split(n, random):
 
 
 def shapes(n_train=10_000, n_test=2_000, seed=0):
-    "Textured objects of ten outlines on textured ground, 32×32, with their masks, drawn here and now. ValueError below 1."
+    "Textured objects of ten outlines on textured ground, 32×32, with masks, drawn here and now. ValueError below 1."
     if min(n_train, n_test) < 1:
         raise ValueError(f"shapes: {n_train} training and {n_test} test pictures; at least one of each is needed")
     (x, y, m), (x_test, y_test, m_test) = (
