@@ -332,7 +332,7 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
         *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
     ]
     for name, scores in SCORES.items():
-        figures.save_scores(here / "scores" / f"{name}_scores.json", scores, [record(0)])
+        figures.save_scores(here / "scores" / f"{name}_scores.json", scores, tables.runs_frame([record(0)]))
     shown, _ = run(
         "claims", monkeypatch, records_dir=write(here / "runs", records), scores_dir="scores", out_dir="drawn"
     )

@@ -37,22 +37,6 @@ STYLES = {  # of methods: colour and dashes
 }
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #5b1c7a20
-_ANSWERS = {  # of a verdict: colour, mark, and what it means
-    "holds": (BLUE, "o", "above 0"),
-    "does not hold": (RED, "s", "below 0"),
-    "cannot be told": ("#555555", "D", "0 is inside"),
-}
-
-
-def _draw_difference(ax, at, d, paper):
-    "A `Difference` of shares in points at height `at`, marked by its verdict; the `paper`'s own if there is one."
-    colour, mark, _ = _ANSWERS[verdict(d).split(" from")[0]]
-    ends = [[100 * (d.mean - d.low)], [100 * (d.high - d.mean)]]
-    ax.errorbar(100 * d.mean, at, xerr=ends, fmt=mark, color=colour, capsize=3, markersize=5)
-    if paper is not None:
-        ax.plot(paper, at, "x", color="black", markersize=6)
-
-
 def plot_differences(found, paper=None):
     "Figure of {label: `Difference` of shares} with an interval, in points; `paper`: {label: its difference in points}."
     found = {name: d for name, d in found.items() if not math.isnan(d.low)}
@@ -68,6 +52,22 @@ def plot_differences(found, paper=None):
         marks.append(Line2D([], [], color="black", marker="x", linestyle="", label="the paper's"))
     fig.legend(handles=marks, loc="outside lower center", ncols=4, frameon=False)
     return fig
+
+# %% ../../nbs/4_evidence/20_figures.ipynb #5b1c7a39
+_ANSWERS = {  # of a verdict: colour, mark, and what it means
+    "holds": (BLUE, "o", "above 0"),
+    "does not hold": (RED, "s", "below 0"),
+    "cannot be told": ("#555555", "D", "0 is inside"),
+}
+
+
+def _draw_difference(ax, at, d, paper):
+    "A `Difference` of shares in points at height `at`, marked by its verdict; the `paper`'s own if there is one."
+    colour, mark, _ = _ANSWERS[verdict(d).split(" from")[0]]
+    ends = [[100 * (d.mean - d.low)], [100 * (d.high - d.mean)]]
+    ax.errorbar(100 * d.mean, at, xerr=ends, fmt=mark, color=colour, capsize=3, markersize=5)
+    if paper is not None:
+        ax.plot(paper, at, "x", color="black", markersize=6)
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #29d4d9e8
 def epochs_frame(records):
@@ -95,26 +95,6 @@ def _draw_curve(ax, row, curves, label):
     ax.plot(curves.index, curves.mean(axis=1), color=colour, linestyle=dashes, label=label, **mark)
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #a35177fe
-def _end_range(curves):
-    "Lowest and highest of the accuracies of runs that did not diverge, and some air; None if all did."
-    if not curves.size:
-        return None
-    low, high = curves.min(axis=None), curves.max(axis=None)
-    air = 0.05 * (high - low) + 0.05
-    return low - air, high + air
-
-
-def _draw_curves(ax, runs, epochs, split, first):
-    "All rows from epoch `first` on."
-    for key, group in runs.groupby(["method", "cutout"], observed=True):
-        row = Row(*key)
-        label = f"{row}, n = {count(len(group), (group['status'] == 'diverged').sum())}"
-        _draw_curve(ax, row, _curves(epochs, group, split).loc[first:], label)
-    ax.set(xlabel="epoch", ylabel=f"{split} accuracy in %")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(alpha=0.3)
-
-
 def plot_curves(runs, epochs, title):
     "Training and test accuracy of the `runs` of one setting by epoch: the whole run above, its end below. A figure."
     length = epochs.loc[list(runs.index)].index.get_level_values("epoch").max()
@@ -128,6 +108,26 @@ def plot_curves(runs, epochs, title):
     fig.suptitle(title)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return fig
+
+# %% ../../nbs/4_evidence/20_figures.ipynb #a35177ff
+def _draw_curves(ax, runs, epochs, split, first):
+    "All rows from epoch `first` on."
+    for key, group in runs.groupby(["method", "cutout"], observed=True):
+        row = Row(*key)
+        label = f"{row}, n = {count(len(group), (group['status'] == 'diverged').sum())}"
+        _draw_curve(ax, row, _curves(epochs, group, split).loc[first:], label)
+    ax.set(xlabel="epoch", ylabel=f"{split} accuracy in %")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.grid(alpha=0.3)
+
+
+def _end_range(curves):
+    "Lowest and highest of the accuracies of runs that did not diverge, and some air; None if all did."
+    if not curves.size:
+        return None
+    low, high = curves.min(axis=None), curves.max(axis=None)
+    air = 0.05 * (high - low) + 0.05
+    return low - air, high + air
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #df636d7b
 def save_figure(fig, out_dir, name):
@@ -160,10 +160,24 @@ def load_scores(path):
             f"{path} holds no scores of a figure ({type(e).__name__}: {e}); remove it, and draw the figure again"
         ) from e
 
-
+# %% ../../nbs/4_evidence/20_figures.ipynb #5b1c7a40
 def compare_scores(scores, a, b, name):
     "Paired difference of the score `name` between the rows `a` and `b`, over the seeds that both have."
     return paired_difference(*({seed: values[name] for seed, values in scores.get(row, {}).items()} for row in (a, b)))
+
+# %% ../../nbs/4_evidence/20_figures.ipynb #d4c0aca7
+def plot_ablation(runs, name, default):
+    "Figure of the `ablation` of the option `name`; the default has a *."
+    found = {value: compare(runs, value, default, by=name) for value in runs.groupby(name).groups}
+    size = (1.8 + 1.1 * len(found), 4)
+    fig, (top, low) = plt.subplots(2, 1, figsize=size, sharex=True, height_ratios=(3, 2), layout="constrained")
+    _draw_values(top, runs, name)
+    _draw_differences(low, found, default)
+    labels = [f"{value}*" if value == default else str(value) for value in found]
+    low.set(xticks=range(len(found)), xlim=(-0.5, len(found) - 0.5), xlabel=f"{name} (* default)")
+    low.set_xticklabels([label.replace(" ", "\n") for label in labels])
+    top.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return fig
 
 # %% ../../nbs/4_evidence/20_figures.ipynb #44911e3e
 def _draw_values(ax, runs, name):
@@ -200,17 +214,3 @@ def _set_scale(ax, low, high):
         ax.set(ylim=(low, high), yticks=[v for v in (-100, -10, -1, 0, 1, 10, 100) if low <= v <= high])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylabel("over default\nin points (log)")
-
-# %% ../../nbs/4_evidence/20_figures.ipynb #d4c0aca7
-def plot_ablation(runs, name, default):
-    "Figure of the `ablation` of the option `name`; the default has a *."
-    found = {value: compare(runs, value, default, by=name) for value in runs.groupby(name).groups}
-    size = (1.8 + 1.1 * len(found), 4)
-    fig, (top, low) = plt.subplots(2, 1, figsize=size, sharex=True, height_ratios=(3, 2), layout="constrained")
-    _draw_values(top, runs, name)
-    _draw_differences(low, found, default)
-    labels = [f"{value}*" if value == default else str(value) for value in found]
-    low.set(xticks=range(len(found)), xlim=(-0.5, len(found) - 0.5), xlabel=f"{name} (* default)")
-    low.set_xticklabels([label.replace(" ", "\n") for label in labels])
-    top.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return fig

@@ -10,6 +10,7 @@ __all__ = ['NONE', 'CUTOUT', 'DROPBLOCK', 'AM', 'SM', 'AD', 'BOTH', 'PAPER', 'CL
 # %% ../../nbs/4_evidence/19_tables.ipynb #bdbb72e1
 import math
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,6 @@ from ..training.config import check_known, check_type, own_values
 from ..training.runs import read_record
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #7c162c26
-def _name(record):
-    "The name of a record's run: readable, and the same for the same run wherever it ran."
-    return run_name(Config(**record["parameters"]))
-
-
 def load_records(records_dir):
     "All records in a folder, `*.json` and `*/record.json`. Raises if a file is no record or a run is there twice."
     folder = Path(records_dir)
@@ -45,6 +41,11 @@ def load_records(records_dir):
         records.append(record)
     return records
 
+
+def _name(record):
+    "The name of a record's run: readable, and the same for the same run wherever it ran."
+    return run_name(Config(**record["parameters"]))
+
 # %% ../../nbs/4_evidence/19_tables.ipynb #1bfb827e
 def _simulated_accuracies(config):
     "Test and training accuracy by epoch, MADE UP: a curve that rises to a plateau."
@@ -60,22 +61,17 @@ def _simulated_accuracies(config):
 def _simulated_record(seed, status="finished", **parameters):
     "A record whose accuracies are SIMULATED; one that 'diverged' has fallen to 10 % in epoch 13."
     config = make_config(dict(dataset="cifar10", recipe="paper", epochs=30, seed=seed) | parameters)
-    rest = dict(train_loss=1.0, test_loss=1.0, lr=0.1, alpha=0.0, seconds=1.0)
+    other = dict(train_loss=1.0, test_loss=1.0, lr=0.1, alpha=0.0, seconds=1.0)
     pairs = _simulated_accuracies(config).T.tolist()
     if status == "diverged":
         pairs[12:] = [(0.1, 0.1)]
-    epochs = [dict(test_accuracy=a, train_accuracy=b, **rest) for a, b in pairs]
-    return dict(
-        schema=2,
-        parameters=asdict(config),
-        data=dict(train=50_000, test=10_000, classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3),
-        epochs=epochs,
-        final={k: epochs[-1][k] for k in ("test_accuracy", "train_accuracy")},
-        best=dict(test_accuracy=max(e["test_accuracy"] for e in epochs)),
-        environment=dict(device="simulated", precision="float32"),
-        seconds=1.0,
-        status=status,
-    )
+    epochs = [dict(test_accuracy=a, train_accuracy=b, **other) for a, b in pairs]
+    data = dict(train=50_000, test=10_000, classes=["a", "b"], mean=[0.5] * 3, std=[0.2] * 3)
+    final = {k: epochs[-1][k] for k in ("test_accuracy", "train_accuracy")}
+    best = dict(test_accuracy=max(e["test_accuracy"] for e in epochs))
+    environment = dict(device="simulated", precision="float32")
+    rest = dict(schema=2, seconds=1.0, parameters=asdict(config), environment=environment)
+    return rest | dict(data=data, epochs=epochs, final=final, best=best, status=status)
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #6a834f96
 def check_parameters(namespace, **kinds):
@@ -116,16 +112,12 @@ def _departures(parameters):
 
 def _run(record):
     "What is known about a run, by column."
+    data, machine, final = record["data"], record["environment"], record["final"]
     return _LATER | record["parameters"] | dict(
-        precision=record["environment"]["precision"],
-        train_images=record["data"]["train"],
-        test_images=record["data"]["test"],
-        trained_on=record["environment"]["device"],
-        departures=_departures(record["parameters"]),
-        status=record["status"],
-        training=record["final"]["train_accuracy"],
-        final=record["final"]["test_accuracy"],
-        best=record["best"]["test_accuracy"],
+        precision=machine["precision"], trained_on=machine["device"],
+        train_images=data["train"], test_images=data["test"],
+        departures=_departures(record["parameters"]), status=record["status"],
+        training=final["train_accuracy"], final=final["test_accuracy"], best=record["best"]["test_accuracy"],
     )
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #8727585b
@@ -204,6 +196,13 @@ PAPER = {
 }
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #b2d0fe81
+def compare(runs, a, b, column="final", by=None):
+    "Paired `Difference` of a column between the rows `a` and `b`, or between two values of the column `by`."
+    rows = _rows(runs, by or _ROW)
+    nothing = runs.iloc[:0].set_index("seed")
+    return paired_difference(rows.get(a, nothing)[column], rows.get(b, nothing)[column])
+
+
 def _rows(runs, by):
     "{value of the column(s) `by`: its runs, by seed}. Raises ValueError if a seed is there twice."
     rows = {}
@@ -214,13 +213,6 @@ def _rows(runs, by):
             raise ValueError(f"two runs of seed {twice['seed'].iloc[0]} in one row; they differ in {', '.join(differ)}")
         rows[value] = group.set_index("seed")
     return rows
-
-
-def compare(runs, a, b, column="final", by=None):
-    "Paired `Difference` of a column between the rows `a` and `b`, or between two values of the column `by`."
-    rows = _rows(runs, by or _ROW)
-    nothing = runs.iloc[:0].set_index("seed")
-    return paired_difference(rows.get(a, nothing)[column], rows.get(b, nothing)[column])
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #b2d0fe84
 def _summary(runs, by, default):
@@ -235,18 +227,6 @@ def _summary(runs, by, default):
     return numbers
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #b2d0fe85
-def _spread(mean, std):
-    "'91.00 ± 1.00'; no ± for one value, '-' for none."
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
-
-
-def _gap(n, d):
-    "A difference in points, with the number of its pairs if it is not that of the runs."
-    return points(d) if math.isnan(d.low) or d.n == n else f"{points(d)} ({d.n} pairs)"
-
-
 def _as_text(numbers, over):
     "`_summary` as a reader sees it; `over`: what to call the row to which the differences are taken."
     spread = lambda key: [_spread(*pair) for pair in zip(numbers[f"{key} mean"], numbers[f"{key} std"])]
@@ -259,13 +239,19 @@ def _as_text(numbers, over):
     }
     return pd.DataFrame(text, numbers.index)
 
+
+def _spread(mean, std):
+    "'91.00 ± 1.00'; no ± for one value, '-' for none."
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _gap(n, d):
+    "A difference in points, with the number of its pairs if it is not that of the runs."
+    return points(d) if math.isnan(d.low) or d.n == n else f"{points(d)} ({d.n} pairs)"
+
 # %% ../../nbs/4_evidence/19_tables.ipynb #b2d0fe87
-def _order(runs, paper):
-    "The rows of the paper first, then the others that have runs, by method."
-    first = list(dict.fromkeys(row for numbers in paper.values() for row in numbers))
-    return first + [Row(*key) for key in runs.groupby(_ROW, observed=True).groups if key not in first]
-
-
 def _table(runs, order, paper):
     "DataFrame of text with the rows `order`; `paper`: {row: (mean, ±)} in percent."
     text = _as_text(_summary(runs, _ROW, NONE), NONE).drop(columns="training")
@@ -274,6 +260,12 @@ def _table(runs, order, paper):
     text = text.reindex([row.full for row in order], fill_value="-")
     text["paper"] = [_spread(*paper[row]) if row in paper else "-" for row in order]
     return text
+
+
+def _order(runs, paper):
+    "The rows of the paper first, then the others that have runs, by method."
+    first = list(dict.fromkeys(row for numbers in paper.values() for row in numbers))
+    return first + [Row(*key) for key in runs.groupby(_ROW, observed=True).groups if key not in first]
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #aaebe83b
 def command(grid):
@@ -291,6 +283,16 @@ def set_aside(runs, dataset):
     return f"Left to the ablations: {n} {many} with an option that is not at its default." if n else ""
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #40920288
+def caption(runs, wanted=(), grid=None):
+    "Markdown on the runs of one table; which of the rows `wanted` have no runs, and the `grid` that makes them."
+    present = list(runs.groupby(_ROW, observed=True).groups)
+    gone = [row.full for row in wanted if row not in present]
+    sentences = _conditions(runs) if len(runs) else []
+    if gone:
+        sentences += [f"No records for {', '.join(gone)}.", command(grid) if grid else ""]
+    return " ".join(filter(None, sentences))
+
+
 def _conditions(runs):
     "Sentences on the runs of one table: setting, devices, the error of the test set, diverged runs."
     n = runs["test_images"].iloc[0]
@@ -304,43 +306,30 @@ def _conditions(runs):
         f"**Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "",
     ]
 
-
-def caption(runs, wanted=(), grid=None):
-    "Markdown on the runs of one table; which of the rows `wanted` have no runs, and the `grid` that makes them."
-    present = list(runs.groupby(_ROW, observed=True).groups)
-    gone = [row.full for row in wanted if row not in present]
-    sentences = _conditions(runs) if len(runs) else []
-    if gone:
-        sentences += [f"No records for {', '.join(gone)}.", command(grid) if grid else ""]
-    return " ".join(filter(None, sentences))
-
 # %% ../../nbs/4_evidence/19_tables.ipynb #d462d31c
-class _Part(NamedTuple):
-    "One table: its DataFrame, a text under it, and the runs of each data set in it."
-
-    frame: object
-    notes: str
-    runs: dict
+def paper_tables(runs, datasets, paper, grid):
+    "Tables of `datasets` side by side, most runs first; options at their defaults; `grid` makes what is missing."
+    columns = [settings(runs[runs["departures"] == ""], name) or [runs.iloc[:0]] for name in datasets]
+    tables = [{n: runs for n, runs in zip(datasets, line) if runs is not None} for line in zip_longest(*columns)]
+    first, *rest = [_part(table, paper, grid) for table in tables]
+    aside = [text for name in datasets if (text := set_aside(runs, name))]
+    return [first._replace(notes="\n\n".join([first.notes, *aside])), *rest]
 
 
 def _part(chosen, paper, grid):
     "One table of {data set: its runs}, side by side."
     order = _order(pd.concat(chosen.values()), paper)
     frame = pd.concat({name: _table(runs, order, paper.get(name, {})) for name, runs in chosen.items()}, axis=1)
-    makes = {name: grid if name in paper else None for name in chosen}
-    notes = [f"**{name}**: {caption(runs, order, makes[name])}" for name, runs in chosen.items()]
+    notes = [f"**{n}**: {caption(runs, order, grid if n in paper else None)}" for n, runs in chosen.items()]
     return _Part(frame, "\n\n".join(notes), chosen)
 
 
-def paper_tables(runs, datasets, paper, grid):
-    "Tables of `datasets` side by side, most runs first; options at their defaults; `grid` makes what is missing."
-    usual = runs[runs["departures"] == ""]
-    groups = {name: settings(usual, name) or [usual.iloc[:0]] for name in datasets}
-    longest = max(map(len, groups.values()))
-    chosen = [{name: group[k] for name, group in groups.items() if k < len(group)} for k in range(longest)]
-    first, *rest = [_part(each, paper, grid) for each in chosen]
-    aside = [text for name in datasets if (text := set_aside(runs, name))]
-    return [first._replace(notes="\n\n".join([first.notes, *aside])), *rest]
+class _Part(NamedTuple):
+    "One table: its DataFrame, a text under it, and the runs of each data set in it."
+
+    frame: object
+    notes: str
+    runs: dict
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #5b1c7a14
 CLAIMS = {  # each a list of (better, worse)
@@ -352,11 +341,6 @@ CLAIMS = {  # each a list of (better, worse)
 }
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #9f937999
-def _evidence(a, b, d, paper):
-    "`told` of the rows `a` and `b`, with the difference of their means in `paper`, {row: (mean, ±)}, if it has both."
-    return told(f"{a} − {b}", d, paper=paper[a][0] - paper[b][0] if a in paper and b in paper else None)
-
-
 def judge(claims, runs, paper=None, column="final"):
     "Markdown: one sentence for each of `claims`, {text: [(better row, worse row), ...]}."
     if not len(runs):
@@ -368,7 +352,21 @@ def judge(claims, runs, paper=None, column="final"):
         lines.append(f"* *{claim}*: **{verdict(*found)}**. {shown}.")
     return "\n".join(lines)
 
+
+def _evidence(a, b, d, paper):
+    "`told` of the rows `a` and `b`, with the difference of their means in `paper`, {row: (mean, ±)}, if it has both."
+    return told(f"{a} − {b}", d, paper=paper[a][0] - paper[b][0] if a in paper and b in paper else None)
+
 # %% ../../nbs/4_evidence/19_tables.ipynb #857bdf12
+def cutout_share(runs, paper=None):
+    "Markdown: what AD + Cutout gains over the network alone, and how much of that Cutout alone brings."
+    text = _share(compare(runs, BOTH, NONE), compare(runs, CUTOUT, NONE), compare(runs, BOTH, CUTOUT))
+    if {BOTH, CUTOUT, NONE} <= (paper or {}).keys():
+        gain, cut = (paper[row][0] - paper[NONE][0] for row in (BOTH, CUTOUT))
+        text += f" In the paper: {gain:+.2f} and {cut:+.2f}, so {cut / gain:.0%}."
+    return "* *How much of AD + Cutout is Cutout*: " + text
+
+
 def _share(total, alone, rest):
     "Sentences on what AD + Cutout gains in `total`, Cutout `alone`, and AD over Cutout, as `Difference`s."
     if math.isnan(total.low) or math.isnan(alone.low):
@@ -378,15 +376,6 @@ def _share(total, alone, rest):
     if total.low > 0:
         part = f"So Cutout alone brings {alone.mean / total.mean:.0%} of the mean gain."
     return f"{gains}; AD adds {points(rest)} to Cutout. {part}"
-
-
-def cutout_share(runs, paper=None):
-    "Markdown: what AD + Cutout gains over the network alone, and how much of that Cutout alone brings."
-    text = _share(compare(runs, BOTH, NONE), compare(runs, CUTOUT, NONE), compare(runs, BOTH, CUTOUT))
-    if {BOTH, CUTOUT, NONE} <= (paper or {}).keys():
-        gain, cut = (paper[row][0] - paper[NONE][0] for row in (BOTH, CUTOUT))
-        text += f" In the paper: {gain:+.2f} and {cut:+.2f}, so {cut / gain:.0%}."
-    return "* *How much of AD + Cutout is Cutout*: " + text
 
 # %% ../../nbs/4_evidence/19_tables.ipynb #5fe48eed
 def ablation(runs, name):
