@@ -257,7 +257,7 @@ def _table(runs, order, paper):
     text = _as_text(_summary(runs, _ROW, NONE), NONE).drop(columns="training")
     text.index = [Row(*key).full for key in text.index]
     text["paper"] = ""
-    text = text.reindex([row.full for row in order], fill_value="-")
+    text = text.astype(object).reindex([row.full for row in order], fill_value="-")
     text["paper"] = [_spread(*paper[row]) if row in paper else "-" for row in order]
     return text
 
