@@ -256,7 +256,6 @@ def _table(runs, order, paper):
     "DataFrame of text with the rows `order`; `paper`: {row: (mean, ±)} in percent."
     text = _as_text(_summary(runs, _ROW, NONE), NONE).drop(columns="training")
     text.index = [Row(*key).full for key in text.index]
-    text["paper"] = ""
     text = text.astype(object).reindex([row.full for row in order], fill_value="-")
     text["paper"] = [_spread(*paper[row]) if row in paper else "-" for row in order]
     return text
@@ -310,7 +309,7 @@ def _conditions(runs):
 def paper_tables(runs, datasets, paper, grid):
     "Tables of `datasets` side by side, most runs first; options at their defaults; `grid` makes what is missing."
     columns = [settings(runs[runs["departures"] == ""], name) or [runs.iloc[:0]] for name in datasets]
-    tables = [{n: runs for n, runs in zip(datasets, line) if runs is not None} for line in zip_longest(*columns)]
+    tables = [{n: part for n, part in zip(datasets, line) if part is not None} for line in zip_longest(*columns)]
     first, *rest = [_part(table, paper, grid) for table in tables]
     aside = [text for name in datasets if (text := set_aside(runs, name))]
     return [first._replace(notes="\n\n".join([first.notes, *aside])), *rest]
