@@ -1,4 +1,4 @@
-"Records -> tables: statistics on any numbers, and the table and figure notebooks on records made here, with few and with none."
+"Records -> tables: statistics on any numbers, and the notebooks on records made here, with few and with none."
 import json
 import math
 from dataclasses import asdict
@@ -124,26 +124,112 @@ def test_one_run_twice_does_not_count_as_two(here):
         tables.load_records("records")
 
 
-@pytest.mark.parametrize("change", [dict(width=8), dict(epochs=3), dict(lr=0.05), dict(network="preact_resnet18"), dict(weight_decay=0.0), dict(patience=3)])
+CHANGES = [
+    dict(width=8),
+    dict(epochs=3),
+    dict(lr=0.05),
+    dict(network="preact_resnet18"),
+    dict(weight_decay=0.0),
+    dict(patience=3),
+]
+
+
+def sizes(*records):
+    "How many runs each setting of the records has."
+    return [len(group) for group in tables.settings(tables.runs_frame(records), "cifar10")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_runs_that_were_not_trained_alike_are_not_in_one_table(change):
-    groups = tables.by_setting([record(0, method="none"), record(1, method="none"), record(0, **change)], "cifar10")
-    assert [len(g) for g in groups.values()] == [2, 1]
+    assert sizes(record(0, method="none"), record(1, method="none"), record(0, **change)) == [2, 1]
 
 
 def test_other_numbers_of_images_are_another_setting_and_places_are_not():
     fewer = record(0) | dict(data=record(0)["data"] | dict(train=5000))
     elsewhere = record(1, out_dir="x", data_dir="y", run_name="z")
-    assert [len(g) for g in tables.by_setting([record(0), fewer, elsewhere], "cifar10").values()] == [2, 1]
+    assert sizes(record(0), fewer, elsewhere) == [2, 1]
+
+
+def test_a_row_of_the_frame_is_what_its_record_says():
+    made = record(3, 0.9, best=0.95, train=0.97, method="dropblock", cutout=True)
+    frame = tables.runs_frame([made, record(1, status="diverged")])
+    row = frame.loc[run_name(Config(**made["parameters"]))]
+    same = ("method", "cutout", "seed", "alpha", "beta", "block_size", "width", "alpha_steps", "milestones")
+    assert {k: row[k] for k in same} == {k: made["parameters"][k] for k in same}
+    assert (row["training"], row["final"], row["best"], row["departures"]) == (0.97, 0.9, 0.95, "")
+    assert frame["status"].tolist() == ["finished", "diverged"] and row["trained_on"] == "made up"
+    shared = tables.setting(frame)
+    assert shared["train_images"] == 50_000 and shared["precision"] == "float32" and shared["alpha_steps"] is None
+    assert not shared.keys() & {"method", "cutout", "seed", "alpha", "out_dir", "device", "evaluate_every"}
+
+
+def test_two_runs_of_a_seed_in_one_row_are_an_error_that_says_how_they_differ():
+    frame = tables.runs_frame([record(0), record(1), record(1, beta=50.0, rescale="tensor"), record(0, method="none")])
+    with pytest.raises(ValueError, match="two runs of seed 1 in one row; they differ in beta, rescale"):
+        tables.compare(frame, tables.AD, tables.NONE)
 
 
 def test_every_option_is_seen_as_a_departure_and_no_default_is():
+    departures = lambda **parameters: tables.runs_frame([record(**parameters)])["departures"].iloc[0]
     for method in ("none", "dropout", "spatial", "dropblock", "am", "sm", "ad", "released"):
         for cutout in (False, True):
-            assert tables.departures(record(method=method, cutout=cutout)) == set()
+            assert departures(method=method, cutout=cutout) == ""
     changes = dict(alpha=0.3, beta=50.0, granularity="map", rescale="literal", drop_after="layer3")
-    assert all(tables.departures(record(**{k: v})) == {k} for k, v in changes.items())
-    assert tables.departures(record(method="dropblock", block_size=3)) == {"block_size"}
-    assert tables.departures(record(cutout=True, cutout_length=8)) == {"cutout_length"}
+    assert all(departures(**{k: v}) == k for k, v in changes.items())
+    assert departures(**changes) == " ".join(changes)
+    assert departures(method="dropblock", block_size=3) == "block_size"
+    assert departures(cutout=True, cutout_length=8) == "cutout_length"
+
+
+# Epochs that were not evaluated
+
+
+def with_gaps(made, k):
+    "The record as it is if the test images are looked at after every `k`-th epoch and the last."
+    gap = dict(test_accuracy=None, test_loss=None)
+    last = len(made["epochs"])
+    epochs = [e if n % k == 0 or n == last else e | gap for n, e in enumerate(made["epochs"], 1)]
+    return made | dict(epochs=epochs)
+
+
+later = pytest.mark.skipif("evaluate_every" not in asdict(Config()), reason="Config does not know evaluate_every yet")
+
+
+@later
+def test_what_older_records_lack_is_filled_in_and_what_differs_is_another_setting():
+    new = record(1)
+    old = record(0)
+    del old["parameters"]["evaluate_every"]
+    every_fifth = record(2, evaluate_every=5)
+    assert sizes(old, new, every_fifth) == [2, 1]
+    first, second = tables.settings(tables.runs_frame([old, new, every_fifth]), "cifar10")
+    assert "evaluate_every" not in tables.caption(first) and "evaluate_every 5" in tables.caption(second)
+
+
+@later
+def test_a_run_without_the_parameter_is_the_run_with_its_default(here):
+    old = record(0)
+    write(here / "records", [old])
+    del old["parameters"]["evaluate_every"]
+    (here / "records" / "old.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="same run"):
+        tables.load_records("records")
+
+
+def test_curves_have_the_epochs_that_were_evaluated_and_runs_that_stopped_keep_their_value():
+    whole, short = record(0, 0.8), record(1, 0.6)
+    for made, length in ((whole, 6), (short, 3)):
+        made["epochs"] = [made["epochs"][-1] | dict(test_accuracy=0.1 * n + made["parameters"]["seed"] / 100,
+                                                    train_accuracy=0.1 * n) for n in range(1, length + 1)]
+    records = [with_gaps(whole, 2), with_gaps(short, 2)]
+    runs = tables.runs_frame(records)
+    fig = figures.plot_curves(runs, figures.epochs_frame(records), "made up")
+    training, test = (ax.lines[0] for ax in fig.axes[:2])
+    assert training.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]  # measured in any case
+    assert test.get_xdata().tolist() == [2, 4, 6]  # the second run's epoch 3 has no partner
+    assert test.get_ydata() == pytest.approx([20.5, 35.5, 45.5])  # 20 21, 40 31, 60 31: the second stopped at 31
+    band = fig.axes[1].collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((20, 60)) and set(band[:, 0]) == {2, 4, 6}
 
 
 # The notebooks, cell by cell in this process
@@ -184,11 +270,19 @@ def test_without_records_a_notebook_says_which_command_makes_them(name, monkeypa
     assert not list(here.rglob("*.png")) and "**holds**" not in text(shown)
 
 
+BAD = [
+    dict(records_dir="nowhere"),
+    dict(records_dir=3),
+    dict(record_dir="records"),
+    dict(out_dir=None, datasets=1, dataset=1),
+    dict(dataset="cifar1O", datasets="cifar1O"),
+    dict(dataset="", datasets=""),
+    dict(colour="red"),
+]
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-@pytest.mark.parametrize("bad", [
-    dict(records_dir="nowhere"), dict(records_dir=3), dict(record_dir="records"), dict(out_dir=None, datasets=1, dataset=1),
-    dict(dataset="cifar1O", datasets="cifar1O"), dict(dataset="", datasets=""), dict(colour="red"),
-], ids=str)
+@pytest.mark.parametrize("bad", BAD, ids=str)
 def test_a_bad_parameter_is_an_error_that_names_it_before_any_work(name, bad, monkeypatch, here):
     with pytest.raises((OSError, TypeError, ValueError)) as error:
         run(name, monkeypatch, **bad)
@@ -205,48 +299,46 @@ def test_the_papers_numbers_are_those_of_its_text():
     assert not told
 
 
-def test_table1_on_records_made_by_hand(monkeypatch, here):
-    records = [
-        *pairs("none", (0.90, 0.91, 0.92), best=0.95),
-        *pairs("ad", (0.903, 0.914, 0.925)),
-        *pairs("dropblock", (0.95, 0.93, 0.91)),
-        *pairs("am", (0.90, 0.90)),
-        record(2, 0.1, method="am", status="diverged"),
-        *pairs("none", (0.91, 0.92, 0.93), cutout=True),
-        *pairs("ad", (0.92, 0.931, 0.942), cutout=True),
-        record(7, 0.99, alpha=0.5),
-        record(0, 0.5, method="none", width=4),
-    ]
-    shown, space = run("table1_cifar", monkeypatch, records_dir=write(here / "runs", records), datasets="cifar10")
+TABLE1 = [
+    *pairs("none", (0.90, 0.91, 0.92), best=0.95),
+    *pairs("ad", (0.903, 0.914, 0.925)),
+    *pairs("dropblock", (0.95, 0.93, 0.91)),
+    *pairs("am", (0.90, 0.90)),
+    record(2, 0.1, method="am", status="diverged"),
+    *pairs("none", (0.91, 0.92, 0.93), cutout=True),
+    *pairs("ad", (0.92, 0.931, 0.942), cutout=True),
+    record(7, 0.99, alpha=0.5),
+    record(0, 0.5, method="none", width=4),
+]
+OVER = "over ResNet-18 [95 %]"
+PLAIN = {"n": "3", "final": "91.00 ± 1.00", "best epoch": "95.00 ± 0.00", OVER: "-", "paper": "95.28 ± 0.21"}
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["every epoch", "with gaps"])
+def test_table1_on_records_made_by_hand(thin, monkeypatch, here):
+    records = [with_gaps(made, 2) for made in TABLE1] if thin else TABLE1
+    _, space = run("table1_cifar", monkeypatch, records_dir=write(here / "runs", records), datasets="cifar10")
     first, second = space["tables"]
     frame = first.frame["cifar10"]
-    assert dict(frame.loc["ResNet-18"]) == {
-        "n": "3",
-        "final": "91.00 ± 1.00",
-        "best epoch": "95.00 ± 0.00",
-        "over ResNet-18 [95 %]": "-",
-        "paper": "95.28 ± 0.21",
-    }
-    assert frame["over ResNet-18 [95 %]"]["ResNet-18 + AD"] == "+0.40 [+0.15, +0.65]"
+    assert dict(frame.loc["ResNet-18"]) == PLAIN
+    assert frame[OVER]["ResNet-18 + AD"] == "+0.40 [+0.15, +0.65]"
     assert frame["n"]["ResNet-18 + AD"] == "3"  # not the run with another α
     assert frame["n"]["ResNet-18 + AM"] == "3 (1 diverged)" and frame["final"]["ResNet-18 + AM"] == "63.33 ± 46.19"
-    assert (
-        frame["final"]["ResNet-18 + SM"] == "-"
-        and "No records for ResNet-18 + SM." in first.notes
-        and "AM, seed 2" in first.notes
-    )
+    assert frame["final"]["ResNet-18 + SM"] == "-"
+    assert "No records for ResNet-18 + SM." in first.notes and "AM, seed 2" in first.notes
     assert second.frame["cifar10"]["final"]["ResNet-18"] == "50.00" and "width 4" in second.notes
+    assert "Left to the ablations: 1 run with" in first.notes and "Left" not in second.notes
+
+
+def test_the_sentences_below_table1(monkeypatch, here):
+    shown, _ = run("table1_cifar", monkeypatch, records_dir=write(here / "runs", TABLE1), datasets="cifar10")
     said = text(shown).split("table 2**")[0]
-    assert (
-        "AD is better than the plain network*: **holds**. AD − ResNet-18: +0.40 [+0.15, +0.65] from 3 pairs (paper +0.21)"
-        in said
-    )
+    found = "AD − ResNet-18: +0.40 [+0.15, +0.65] from 3 pairs (paper +0.21)"
+    assert f"AD is better than the plain network*: **holds**. {found}" in said
     assert "AD is better than DropBlock*: **cannot be told from 3 runs of each**" in said
     assert "SM is better than AM*: **cannot be told without records**" in said
-    assert "Left to the ablations: 1 run with" in first.notes and "Left" not in second.notes
-    assert (
-        "**cannot be told from 3 runs of each**. In the paper: +1.09 and +0.73, so 67%" in said
-    )  # Cutout: three equal differences
+    # Cutout: three equal differences
+    assert "**cannot be told from 3 runs of each**. In the paper: +1.09 and +0.73, so 67%" in said
 
 
 def test_a_claim_that_is_refuted_is_said_to_be(monkeypatch, here):
@@ -318,51 +410,45 @@ SCORES = {
 }
 
 
+CLAIMED = [
+    *pairs("none", (0.90, 0.91, 0.92)),
+    *pairs("ad", (0.903, 0.914, 0.925)),
+    *pairs("dropblock", (0.95, 0.961, 0.97)),
+    *pairs("sm", (0.9, 0.93, 0.9)),
+    *pairs("am", (0.90, 0.905, 0.90)),
+    *pairs("none", (0.95, 0.951, 0.952), cutout=True),
+    *pairs("ad", (0.93, 0.933, 0.93), cutout=True),
+    *pairs("ad", (0.905, 0.913, 0.926), alpha=0.4),
+    *pairs("ad", (0.5, 0.51, 0.55), beta=5.0),
+    *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
+]
+# Words of a claim, what its row has to say, its verdict
+ANSWERS = [
+    ("Adding AttentionDrop", "AD − ResNet-18: +0.40 [+0.15, +0.65] from 3 pairs (paper +0.21)", "holds"),
+    ("outperform the state-of-art", "AD − DropBlock:", "does not hold"),
+    ("overshadows", "SM − AM: +0.83 [-2.75, +4.42] from 3 pairs (paper +0.04)", "cannot be told from 3 runs of each"),
+    ("is in **bold**", "AD + Cutout − Cutout: -2.00", "does not hold"),
+    ("converge to a higher accuracy", "AD − Dropout: no pairs", "cannot be told without records"),  # none with Dropout
+    ("manual adjustment", "α 0.4 − α 0.1:", "does not hold"),
+    ("manual adjustment", "β 5 − β 20:", "does not hold"),
+    ("appropriate scaling", "literal − rescale map", "does not hold"),
+    ("more purposefully", "AD − Dropout, layer2: +0.052 [+0.047, +0.057] from 3 pairs", "holds"),
+    ("risks", "DropBlock − AD, layer1:", "does not hold"),
+    ("average precision of the CAM", "AD − Dropout:", "does not hold"),
+    ("how many outputs", "| - |", "cannot be told without records"),  # not measured
+]
+
+
 def test_claims_on_records_made_by_hand(monkeypatch, here):
-    records = [
-        *pairs("none", (0.90, 0.91, 0.92)),
-        *pairs("ad", (0.903, 0.914, 0.925)),
-        *pairs("dropblock", (0.95, 0.961, 0.97)),
-        *pairs("sm", (0.9, 0.93, 0.9)),
-        *pairs("am", (0.90, 0.905, 0.90)),
-        *pairs("none", (0.95, 0.951, 0.952), cutout=True),
-        *pairs("ad", (0.93, 0.933, 0.93), cutout=True),
-        *pairs("ad", (0.905, 0.913, 0.926), alpha=0.4),
-        *pairs("ad", (0.5, 0.51, 0.55), beta=5.0),
-        *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
-    ]
     for name, scores in SCORES.items():
-        figures.save_scores(here / "scores" / f"{name}_scores.json", scores, [record(0)])
-    shown, _ = run(
-        "claims", monkeypatch, records_dir=write(here / "runs", records), scores_dir="scores", out_dir="drawn"
-    )
-    said = text(shown)
-    row = lambda words: next(line for line in said.splitlines() if words in line and line.startswith("| "))
-    assert "AD − ResNet-18: +0.40 [+0.15, +0.65] from 3 pairs (paper +0.21) | **holds** |" in row(
-        "Adding AttentionDrop"
-    )
-    assert "| **does not hold** |" in row("outperform the state-of-art")
-    assert (
-        "SM − AM: +0.83 [-2.75, +4.42] from 3 pairs (paper +0.04) | **cannot be told from 3 runs of each** |"
-        in row("overshadows")
-    )
-    assert "AD + Cutout − Cutout: -2.00" in row("is in **bold**") and "| **does not hold** |" in row("is in **bold**")
-    assert "cannot be told without records" in row("converge to a higher accuracy")  # no run with Dropout
-    assert (
-        "α 0.4 − α 0.1" in row("manual adjustment")
-        and "β 5 − β 20:" in row("manual adjustment")
-        and "| **does not hold** |" in row("manual adjustment")
-    )
-    assert "literal − rescale map" in row("appropriate scaling") and "| **does not hold** |" in row(
-        "appropriate scaling"
-    )
-    assert "AD − Dropout, layer2: +0.052 [+0.047, +0.057] from 3 pairs" in row(
-        "more purposefully"
-    ) and "| **holds** |" in row("more purposefully")
-    assert "| **does not hold** |" in row("risks") and "| **does not hold** |" in row("average precision of the CAM")
-    assert "not measured: fig7_cifar10_scores.json is not in" in said and "cannot be told without records" in row(
-        "how many outputs"
-    )
+        figures.save_scores(here / "scores" / f"{name}_scores.json", scores, tables.runs_frame([record(0)]))
+    folders = dict(scores_dir="scores", out_dir="drawn")
+    shown, _ = run("claims", monkeypatch, records_dir=write(here / "runs", CLAIMED), **folders)
+    lines = [line for line in text(shown).splitlines() if line.startswith("| ")]
+    for words, says, answer in ANSWERS:
+        line = next(line for line in lines if words in line)
+        assert says in line and line.endswith(f"| **{answer}** |"), words
+    assert "not measured: fig7_cifar10_scores.json is not in" in text(shown)
     assert {p.name for p in (here / "drawn").iterdir()} == {"claims_cifar10.png", "claims_cifar10.svg"}
 
 
