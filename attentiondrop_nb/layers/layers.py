@@ -29,7 +29,21 @@ FAST_CODE = {  # type of device: the module whose `fast_drop2d` serves it
 }
 _HAS_TRITON = find_spec("triton") is not None
 
+# %% ../../nbs/2_layers/05_layers.ipynb #ea8d707c
+def _find_fast(x, gamma, backend):
+    "The fast code for `x`, or None for the equations. Raises ValueError if `backend` is 'fast' and cannot be."
+    check_choice("backend", backend, BACKENDS)
+    if backend == "eager":
+        return None
+    reason = _why_eager(x, gamma)
+    if reason is None:
+        return getattr(_FAST_FUNCTIONS, x.device.type)
+    if backend == "fast":
+        given = f"x is {x.dtype}, {tuple(x.shape)}, on {x.device}"
+        raise ValueError(f"backend is 'fast' and {given}, but {reason}; use backend='auto' or 'eager'")
+    return None
 
+# %% ../../nbs/2_layers/05_layers.ipynb #dc4229c8
 def _why_eager(x, gamma):
     "Why the fast code cannot do the job, as a sentence; None if it can."
     if gamma is not None:
@@ -56,23 +70,12 @@ def _why_eager_on_cpu():
     "The same, for a CPU."
     return "on a CPU torch.compile fuses the equations itself" if torch.compiler.is_compiling() else None
 
-# %% ../../nbs/2_layers/05_layers.ipynb #ea8d707c
-def _find_fast(x, gamma, backend):
-    "The fast code for `x`, or None where the equations are to be run. Raises ValueError if `backend` is 'fast' and cannot be."
-    check_choice("backend", backend, BACKENDS)
-    if backend == "eager":
-        return None
-    reason = _why_eager(x, gamma)
-    if reason is None:
-        return getattr(_FAST_FUNCTIONS, x.device.type)
-    if backend == "fast":
-        given = f"x is {x.dtype}, {tuple(x.shape)}, on {x.device}"
-        raise ValueError(f"backend is 'fast' and {given}, but {reason}; use backend='auto' or 'eager'")
-    return None
-
-
+# %% ../../nbs/2_layers/05_layers.ipynb #09cb381c
 class _FastFunctions(ModuleType):
-    "`fast_drop2d` by type of device, imported when first asked for. A module, because torch.compile only looks those up."
+    """`fast_drop2d` by type of device, imported when first asked for.
+
+    A module and no plain object: of the attributes of a module torch.compile looks up the value alone.
+    """
 
     def __getattr__(self, device_type):
         if device_type not in FAST_CODE:
@@ -86,7 +89,7 @@ _FAST_FUNCTIONS = _FastFunctions("fast_functions")
 
 # %% ../../nbs/2_layers/05_layers.ipynb #d3f04357
 def _drop2d(kind, x, alpha, beta, training, backend, **options):
-    "What the functions share: check, then run fast code or equations. `options`: granularity, rescale, gamma, generator."
+    "What the three share: check, then run fast code or equations. `options`: granularity, rescale, gamma, generator."
     _check_call(x, alpha, beta, **options)
     if not training:
         return x  # Algorithm 1, lines 1-2
