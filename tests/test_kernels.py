@@ -52,7 +52,7 @@ def compare(x, kind, granularity, rescale, alpha, beta, seed):
     options = {} if kind == "sm" else {"beta": beta}
     a, b, grad = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
     got = kernels.drop2d(a, alpha, seed, kind, top_beta_count(beta, x[0, 0].numel()), granularity, rescale)[0]
-    gamma = gpu.fused_gamma(x, alpha, seed, granularity).to(x.dtype)
+    gamma = gpu.drawn_gamma(x, alpha, seed, granularity).to(x.dtype)
     want = FUNCTIONS[kind](b, gamma=gamma, granularity=granularity, rescale=rescale, **options)
     assert got.stride() == x.stride() and got.dtype == x.dtype
     for g, w in ((got, want), (torch.autograd.grad(got, a, grad)[0], torch.autograd.grad(want, b, grad)[0])):
@@ -122,14 +122,14 @@ def test_the_threshold_of_lopsided_planes(dtype):
 def test_alpha_0_and_1():
     x = maps((1, 3, 8, 8))
     for granularity in GRANULARITIES:
-        assert (gpu.fused_gamma(x, *tensors(0.0, 1), granularity) == 0).all()
-        assert (gpu.fused_gamma(x, *tensors(1.0, 1), granularity) == 1).all()
+        assert (gpu.drawn_gamma(x, *tensors(0.0, 1), granularity) == 0).all()
+        assert (gpu.drawn_gamma(x, *tensors(1.0, 1), granularity) == 1).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
     x = maps((2, 16, 32, 32), order=order)
-    a, b = (gpu.fused_gamma(x, *tensors(0.3, seed), "element").flatten(0, 1) for seed in (5, 2**40 + 5))
+    a, b = (gpu.drawn_gamma(x, *tensors(0.3, seed), "element").flatten(0, 1) for seed in (5, 2**40 + 5))
     for g in (a, b):
         assert abs(g.mean() - 0.3) < 5 * (0.21 / g.numel()) ** 0.5
     for p, q in ((a, b), (a[1:], a[:-1])):
@@ -139,19 +139,19 @@ def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
 @pytest.mark.parametrize("shape", [(2, 20, 3, 3), (3, 5, 16, 16), (1, 33, 6, 5)], ids=str)
 def test_the_memory_layout_does_not_change_the_draws(shape):
     for granularity in GRANULARITIES:
-        a, b = (gpu.fused_gamma(maps(shape, order=order), *tensors(0.5, 3), granularity) for order in ORDERS)
+        a, b = (gpu.drawn_gamma(maps(shape, order=order), *tensors(0.5, 3), granularity) for order in ORDERS)
         assert a.equal(b)
 
 
 def test_one_coin_for_a_map_or_a_sample():
     x = maps((6, 8, 4, 4))
-    g = gpu.fused_gamma(x, *tensors(0.5, 3), "map")
+    g = gpu.drawn_gamma(x, *tensors(0.5, 3), "map")
     assert (
         g.equal(g[:, :, :1, :1].expand_as(x))
         and len(g[:, :, 0, 0].unique(dim=0)) > 1
         and len(g[:, :, 0, 0].T.unique(dim=0)) > 1
     )
-    g = gpu.fused_gamma(x, *tensors(0.5, 3), "sample")
+    g = gpu.drawn_gamma(x, *tensors(0.5, 3), "sample")
     assert g.equal(g[:, :1, :1, :1].expand_as(x)) and 0 < g.mean() < 1
 
 
@@ -196,7 +196,10 @@ def test_twice_differentiable():
     torch.testing.assert_close(weight * x, y)
 
 
-@pytest.mark.parametrize("alpha", [1.0, torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64)], ids=["float", "tensor", "float64"])
+ONES = {"float": 1.0, "tensor": torch.tensor(1.0), "float64": torch.tensor(1.0, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("alpha", ONES.values(), ids=ONES)
 def test_alpha_is_read_once(alpha):
     x = torch.randn(1, 2, 6, 6, device=DEVICE, requires_grad=True)
     alpha = alpha.to(DEVICE) if isinstance(alpha, torch.Tensor) else alpha
@@ -385,20 +388,22 @@ from attentiondrop_nb.speed import gpu, kernels
 
 halves = ("x_ptr", "values_ptr", "out_ptr", "bounds_ptr")
 for name, dtype, constants in json.load(open(sys.argv[1])):
-    types = {"scale_ptr": "*fp32", "alpha_ptr": "*fp32", "seed_ptr": "*i64", "z": "fp32"} | dict.fromkeys(halves, "*" + dtype)
+    types = {"scale_ptr": "*fp32", "alpha_ptr": "*fp32", "seed_ptr": "*i64", "z": "fp32"}
+    types |= dict.fromkeys(halves, "*" + dtype)
     kernel = getattr(kernels, name, None) or getattr(gpu, name, None) or getattr(gpu, f"_{name}")
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr")}  # as tensors are
+    pointers = [i for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr")]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}  # as tensors are
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
     print(json.dumps([name, dtype, constants["ROWS"], done.metadata.shared]))
 """
 
 LAYOUTS = {
-    "contiguous": dict(s_c=1024, s_u=1, HW=1024, ROWS=1, B=1024),
-    "small": dict(s_c=256, s_u=1, HW=256, ROWS=4, B=256),
-    "channels_last": dict(s_c=1, s_u=20, HW=49, ROWS=16, B=64),
+    "contiguous": dict(stride_plane=1024, stride_unit=1, HW=1024, ROWS=1, B=1024),
+    "small": dict(stride_plane=256, stride_unit=1, HW=256, ROWS=4, B=256),
+    "channels_last": dict(stride_plane=1, stride_unit=20, HW=49, ROWS=16, B=64),
 }
 CHOICES = [  # every value of every option at least once
     ("forward_kernel", "bf16", "contiguous", "ad", "element", "map"),

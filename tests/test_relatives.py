@@ -1,4 +1,4 @@
-"What the related layers promise beyond the lesson: shapes, dtypes, layouts, gradients, checkpoints, schedules, compile, fx."
+"What the related layers promise beyond the lesson: shapes, dtypes, layouts, gradients, checkpoints, compile, fx."
 import copy
 import math
 import pickle
@@ -90,7 +90,10 @@ def test_dtype_shape_and_layout(layer, dtype, device):
         assert out.is_contiguous(memory_format=torch.channels_last) or not len(x)
 
 
-@pytest.mark.parametrize("layer", [ElementDropout2d, SpatialDropout2d, lambda a: DropBlock2d(a, 1), lambda a: ReleasedAttentionDrop2d(a, 1)])
+BLOCKS_OF_ONE = [lambda a: DropBlock2d(a, 1), lambda a: ReleasedAttentionDrop2d(a, 1)]
+
+
+@pytest.mark.parametrize("layer", [ElementDropout2d, SpatialDropout2d, *BLOCKS_OF_ONE])
 def test_single_pixels(layer):
     x = torch.rand(500, 4, 1, 1) + 1
     torch.manual_seed(0)

@@ -74,7 +74,7 @@ def _why_eager_on_cpu():
 class _FastFunctions(ModuleType):
     """`fast_drop2d` by type of device, imported when first asked for.
 
-    A module and no plain object: of the attributes of a module torch.compile looks up the value alone.
+    A module, not a plain object: torch.compile looks attributes of a module up while it traces.
     """
 
     def __getattr__(self, device_type):
