@@ -77,7 +77,7 @@ def _kind_of(event):
 def profile_epoch(trainer, epoch=train_epoch):
     """Seconds per step by kind of work, {kind: seconds}, in one call `epoch(trainer)`; call it once before, to warm up.
 
-    The profiler itself costs time too. Raises ValueError if the network is compiled: its kernels belong to no one layer.
+    The profiler costs time too. Raises ValueError if the network is compiled: its kernels belong to no layer.
     """
     if trainer.config.compile:
         remedy = "profile a run with compile False"
