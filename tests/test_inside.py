@@ -49,7 +49,8 @@ NETWORKS = [(ResNet18, None), (ResNet18, "layer4"), (PreActResNet18, None), ("to
 def test_mean_of_the_cam_plus_bias_is_the_score(make, layer):
     torch.manual_seed(0)
     model = random_norms(torchvision.models.resnet18(num_classes=7) if make == "torchvision" else make(7, width=4))
-    x, classes = torch.randn(5, 3, 64, 64), torch.tensor([0, 6, 3, 3, 1])
+    x = torch.randn(5, 3, 64, 64)
+    classes = torch.tensor([0, 6, 3, 3, 1])
     with torch.no_grad():
         scores = model(x)[torch.arange(5), classes]
     torch.testing.assert_close(
@@ -58,14 +59,16 @@ def test_mean_of_the_cam_plus_bias_is_the_score(make, layer):
 
 
 def test_cam_refuses_maps_that_are_not_the_pooled_ones():
-    model, x = random_norms(PreActResNet18(7, width=4)), torch.randn(2, 3, 32, 32)
+    model = random_norms(PreActResNet18(7, width=4))
+    x = torch.randn(2, 3, 32, 32)
     for layer in ("layer4", "layer3", "fc"):  # before the last batch norm; other channels; no maps
         with pytest.raises(ValueError, match=f"does not score the mean of what '{layer}' returns"):
             cam(model, x, torch.tensor([0, 1]), layer)
 
 
 def test_capture_leaves_nothing_behind_and_is_not_overwritten():
-    model, x = random_norms(torchvision.models.resnet18(num_classes=3)), torch.randn(2, 3, 64, 64)
+    model = random_norms(torchvision.models.resnet18(num_classes=3))
+    x = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), capture(model, ["bn1", "layer2"]) as kept:
         model(x)
         assert kept["bn1"].equal(model.bn1(model.conv1(x)))  # torchvision's ReLU works in place
@@ -149,7 +152,8 @@ def test_activation_counts_lose_nothing_from_the_lower_edge_on():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     "Two seeds of three methods and one of a fourth on shapes, hardly trained; the folder."
-    out, data = tmp_path_factory.mktemp("runs"), subset(load("shapes"), 64)
+    out = tmp_path_factory.mktemp("runs")
+    data = subset(load("shapes"), 64)
     for method, seeds in {"none": 2, "dropblock": 2, "ad": 2, "dropout": 1}.items():
         for seed in range(seeds):
             config = make_config(
@@ -193,7 +197,8 @@ def run_notebook(name, folder, monkeypatch, **parameters):
     from contextlib import redirect_stdout
 
     monkeypatch.chdir(folder)
-    namespace, text = {}, io.StringIO()
+    namespace = {}
+    text = io.StringIO()
     with redirect_stdout(text):
         for cell in nbformat.read(EXPERIMENTS / f"{name}.ipynb", 4).cells:
             if cell.cell_type == "code":

@@ -38,7 +38,8 @@ def maps(shape, dtype=torch.float32, order="contiguous", seed=0):
         planes[0].sub_(0.8).relu_()
         planes[1].round_()
         planes[2].fill_(1.5)
-        planes[3, 0, 0], planes[4, -1, -1] = torch.nan, -torch.inf
+        planes[3, 0, 0] = torch.nan
+        planes[4, -1, -1] = -torch.inf
     return x.to(DEVICE, dtype).contiguous(memory_format=ORDERS[order])
 
 
@@ -50,7 +51,9 @@ def compare(x, kind, granularity, rescale, alpha, beta, seed):
     "Kernels and equations agree on `x`, forward and backward, for the γ that the kernels draw."
     alpha, seed = tensors(alpha, seed)
     options = {} if kind == "sm" else {"beta": beta}
-    a, b, grad = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
+    a = x.clone().requires_grad_()
+    b = x.clone().requires_grad_()
+    grad = torch.randn_like(x)
     got = kernels.drop2d(a, alpha, seed, kind, top_beta_count(beta, x[0, 0].numel()), granularity, rescale)[0]
     gamma = gpu.drawn_gamma(x, alpha, seed, granularity).to(x.dtype)
     want = FUNCTIONS[kind](b, gamma=gamma, granularity=granularity, rescale=rescale, **options)
@@ -222,7 +225,8 @@ def test_opcheck(order):
 
 
 def test_ten_bytes_a_plane_are_kept_in_bfloat16():
-    x, kept = torch.randn(2, 8, 16, 16, device=DEVICE).bfloat16().requires_grad_(), []
+    x = torch.randn(2, 8, 16, 16, device=DEVICE).bfloat16().requires_grad_()
+    kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     extra = [t for t in kept if t.data_ptr() != x.data_ptr()]
@@ -250,7 +254,8 @@ class Fused(torch.nn.Module):
 
 def test_under_data_parallel_training(one_process):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Fused()).to(DEVICE)
-    x, grads = torch.randn(2, 3, 8, 8, device=DEVICE), []
+    x = torch.randn(2, 3, 8, 8, device=DEVICE)
+    grads = []
     for model in (net, torch.nn.parallel.DistributedDataParallel(net)):
         net.zero_grad()
         for _ in range(2):  # DDP writes the buffers anew before each forward pass, α among them
@@ -308,7 +313,8 @@ def test_a_replayed_graph_draws_anew():
 
 @on_gpu
 def test_a_captured_layer_draws_anew():
-    layer, x = ad.AttentionDrop2d(0.5).to(DEVICE), torch.randn(4, 8, 16, 16, device=DEVICE)
+    layer = ad.AttentionDrop2d(0.5).to(DEVICE)
+    x = torch.randn(4, 8, 16, 16, device=DEVICE)
     layer(x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -323,7 +329,8 @@ def test_a_captured_layer_draws_anew():
 @on_gpu
 def test_a_compiled_network_is_not_compiled_again_as_alpha_moves():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), ad.AttentionDrop2d(0.0)).to(DEVICE)
-    x, compiled = torch.randn(4, 3, 16, 16, device=DEVICE), torch.compile(net, fullgraph=True)
+    x = torch.randn(4, 3, 16, 16, device=DEVICE)
+    compiled = torch.compile(net, fullgraph=True)
     compiled(x).sum().backward()
     for alpha in (0.05, 0.1, 1.0):
         net[2].set_alpha(alpha)
@@ -348,7 +355,8 @@ def test_memory_that_the_layer_keeps_and_needs():
     kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before, size = torch.cuda.memory_allocated(), x.numel() * 2
+    before = torch.cuda.memory_allocated()
+    size = x.numel() * 2
     y = kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     assert torch.cuda.memory_allocated() - before - size <= 0.01 * size
     assert torch.cuda.max_memory_allocated() - before - size <= 0.01 * size
@@ -357,7 +365,8 @@ def test_memory_that_the_layer_keeps_and_needs():
 
 @on_gpu
 def test_no_call_waits_for_the_device():
-    x, layer = torch.randn(4, 8, 16, 16, device=DEVICE, requires_grad=True), ad.AttentionDrop2d(0.5).to(DEVICE)
+    x = torch.randn(4, 8, 16, 16, device=DEVICE, requires_grad=True)
+    layer = ad.AttentionDrop2d(0.5).to(DEVICE)
     layer(x).sum().backward()  # compiled
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -179,7 +179,8 @@ def test_the_factor_is_between_one_and_the_number_of_pixels(method):
 
 
 def test_masks_are_constants_to_autograd():
-    x, mask = maps(2, 2, 4, 4), torch.rand(2, 2, 4, 4).requires_grad_()
+    x = maps(2, 2, 4, 4)
+    mask = torch.rand(2, 2, 4, 4).requires_grad_()
     assert not apply_mask(x, mask, "map").requires_grad
     y = apply_mask(x.requires_grad_(), mask, "map")
     assert torch.autograd.grad(y.sum(), mask, allow_unused=True) == (None,)
@@ -262,7 +263,8 @@ def test_alpha_of_any_kind_of_number(method):
 
 def test_schedule_moves_the_buffer_in_place_and_checks_what_it_loads():
     layer = ad.AttentionDrop2d()
-    place, schedule = layer.alpha.data_ptr(), ad.LinearSchedule(layer, 0, np.float64(0.5), np.int64(2))
+    place = layer.alpha.data_ptr()
+    schedule = ad.LinearSchedule(layer, 0, np.float64(0.5), np.int64(2))
     for want in (0.25, 0.5, 0.5):
         schedule.step()
         assert float(layer.alpha) == want and layer.alpha.data_ptr() == place
@@ -292,7 +294,8 @@ def network(method="ad", **kwargs):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_and_half_models(method):
-    layer, conv = MODULES[method](0.5), nn.Conv2d(3, 4, 3)
+    layer = MODULES[method](0.5)
+    conv = nn.Conv2d(3, 4, 3)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(conv(maps(2, 3, 8, 8)))
     assert out.dtype == torch.bfloat16 and out.isfinite().all()
@@ -336,7 +339,8 @@ def train_in_parallel(rank, folder):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), ad.AttentionDrop2d(0.5))
     net[2].set_alpha(0.1 + 0.4 * (rank == 0))  # DDP hands out the first process's buffers
     model = nn.parallel.DistributedDataParallel(net)
-    x, found = maps(4, 3, 8, 8, seed=rank), {}
+    x = maps(4, 3, 8, 8, seed=rank)
+    found = {}
     for name, net_or_ddp in (("together", model), ("alone", net)):
         torch.manual_seed(10 + rank)  # each process has draws of its own, the same for both
         net.zero_grad()
@@ -395,7 +399,8 @@ def test_default_backend_trains_a_block(no_recompiles):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), ad.AttentionDrop2d())
     schedule = ad.LinearSchedule(model, 0.0, 0.5, steps=2)
     compiled = torch.compile(model, fullgraph=True)
-    x, eager = maps(4, 3, 16, 16), copy.deepcopy(model)
+    x = maps(4, 3, 16, 16)
+    eager = copy.deepcopy(model)
     torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-4)  # α = 0: no coins, so the same numbers
     for _ in range(2):
         schedule.step()
