@@ -1,4 +1,4 @@
-"The notebooks of tables and figures: they refuse bad parameters before any work, and without records they say what makes them."
+"The notebooks of tables and figures: they refuse bad parameters before any work; without records they say what to do."
 import json
 import subprocess
 import sys

@@ -1,6 +1,9 @@
 "README.md is what nbs/index.ipynb says, and its links lead somewhere."
 import re
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent.parent / "tools"))
 
 from readme import PICTURES, ROOT, render
 

@@ -1,4 +1,4 @@
-"attentiondrop-sweep as a command: what it refuses, what it skips, and what is left when runs, or it itself, are killed."
+"attentiondrop-sweep as a command: what it refuses, what it skips, and what is left when it, or a run, is killed."
 import fcntl
 import json
 import os
@@ -57,16 +57,16 @@ def alive(pid):
         ("runs: [{method: [ad, dropblok]}]", "parameter 'method' is 'dropblok'"),
         ("runs: [{method: none, alpha: 0.1}]", "method 'none' does not use it"),
         ("runs: [{seed: []}]", "parameter 'seed' is an empty list"),
-        ("runs: [{epochs: 1.5}]", "parameter 'epochs' is 1.5, a float; int or None is needed"),
+        ("runs: [{epochs: 1.5}]", "parameter 'epochs' is 1.5, a float; a valid integer or None is needed"),
         ("runs: [{out_dir: x}]", "parameter 'out_dir' is 'x', but it is the sweep's to give"),
         ("run: [{seed: 0}]", "did you mean 'runs'?"),
-        ("runs: {seed: 0}", "'runs' of the grid is {'seed': 0}; a list is needed"),
-        ("runs: []", "'runs' of the grid is missing or empty"),
-        ("runs: [5]", "5 is no block of parameters"),
+        ("runs: {seed: 0}", "key 'runs' is {'seed': 0}, a dict; a valid list is needed"),
+        ("runs: []", "key 'runs' is []; a list of blocks of parameters is needed"),
+        ("runs: [5]", "key 'runs' is 5, a int; a valid dictionary is needed"),
         ("runs: [{seed: 0}]\nexclude: [{seed: 1}]", "{'seed': 1} in 'exclude' matches no run"),
         ("runs: [{seed: 0, seed: 1}]", "'seed' stands there twice"),
         ("runs: [", "is not a YAML file that can be read"),
-        ("- 1", "a grid is a mapping with the keys name, defaults, runs"),
+        ("- 1", "a grid is a mapping with the keys runs, name, defaults"),
     ],
 )
 def test_a_bad_grid_ends_with_2_before_anything_is_written(tmp_path, capsys, text, says):

@@ -93,7 +93,7 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method, cutout):
         (dict(epoch=3), "unknown parameter 'epoch' = 3; did you mean 'epochs'?"),
         (dict(method="dropblok"), "parameter 'method' is 'dropblok'"),
         (dict(dataset="nowhere"), "no data set 'nowhere'"),
-        (dict(epochs="1.5"), "parameter 'epochs' is 1.5, a float; int or None is needed"),
+        (dict(epochs="1.5"), "parameter 'epochs' is 1.5, a float; a valid integer or None is needed"),
         (dict(device="abacus"), "parameter 'device' is 'abacus'"),
         (dict(run_name=".."), "parameter 'run_name' is '..'"),
         (dict(method="none", alpha=0.1), "parameter 'alpha' is 0.1, but method 'none' does not use it"),
@@ -152,7 +152,8 @@ KILLED = """
 import sys
 from attentiondrop_nb.training import config, runs
 runs.SAVE_SECONDS = 0
-runs.train(config.make_config({values!r}), folder={folder!r}, progress=False, on_epoch=lambda record: print(len(record["epochs"]), flush=True))
+tell = lambda record: print(len(record["epochs"]), flush=True)
+runs.train(config.make_config({values!r}), folder={folder!r}, progress=False, on_epoch=tell)
 """
 
 
@@ -226,7 +227,7 @@ def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
     trainer, found = Trainer(make_config(FAST), load("digits")), []
     train_epoch(trainer)  # running means and deviations other than 0 and 1
     for pixels in (1, 100 * 32 * 32, 10**9):  # one image, 100 and 60 more, all of them
-        monkeypatch.setattr(loop, "EVAL_PIXELS", {False: pixels, True: pixels})
+        monkeypatch.setattr(loop, "EVAL_PIXELS", {"cpu": pixels})
         found.append(evaluate(trainer.model, trainer.data.x_test[:160], trainer.data.y_test[:160], trainer.stats))
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] == pytest.approx(found[2], rel=1e-4)
     trainer.model.eval()
@@ -299,7 +300,10 @@ def test_no_step_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif("ATTENTIONDROP_DATA" not in os.environ, reason="ATTENTIONDROP_DATA is not set: no real CIFAR-10 here")
+NO_DATA = "ATTENTIONDROP_DATA is not set: no real CIFAR-10 here"
+
+
+@pytest.mark.skipif("ATTENTIONDROP_DATA" not in os.environ, reason=NO_DATA)
 def test_real_cifar10_loads():
     from attentiondrop_nb.training.batches import channel_stats
     from attentiondrop_nb.training.datasets import load

@@ -24,7 +24,10 @@ from ..training.runs import read_record
 # %% ../../nbs/4_evidence/17_inside.ipynb #30d9cc74
 @contextmanager
 def capture(model, names):
-    "Inside the `with`: copies of what the submodules `names` return in the last forward pass, a dict by name. ValueError on an unknown name."
+    """Inside the `with`: copies of what the submodules `names` return in the last forward pass, a dict by name.
+
+    Raises ValueError on an unknown name.
+    """
     kept = {}
 
     def keep(name):
@@ -50,17 +53,17 @@ def cam(model, x: Tensor, classes: Tensor, layer: str | None = None, fc: str = "
     layer: the submodule that returns those maps; None: `model.features(x)` does, as in our networks.
     Raises ValueError unless the linear layer `fc` scores the mean over pixels of those maps.
     """
+    linear = model.get_submodule(fc)
     with torch.no_grad(), capture(model, [fc] if layer is None else [layer, fc]) as kept:
         model(x)
-        features, linear = model.features(x) if layer is None else kept[layer], model.get_submodule(fc)
+        features = model.features(x) if layer is None else kept[layer]
     if features.dim() == 4 and features.shape[1] == linear.in_features:
         maps = class_maps(features, linear.weight)
         scores = maps.mean((2, 3)) + (0 if linear.bias is None else linear.bias.detach())
         if torch.allclose(scores, kept[fc], rtol=1e-3, atol=1e-3):
             return maps[torch.arange(len(x), device=x.device), classes]
-    raise ValueError(
-        f"{fc!r} does not score the mean of what {layer or 'features'!r} returns; CAM needs the maps that are pooled just before {fc!r}"
-    )
+    said = f"{fc!r} does not score the mean of what {layer or 'features'!r} returns"
+    raise ValueError(f"{said}; CAM needs the maps that are pooled just before {fc!r}")
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -69,7 +72,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #cb69bbf2
 def _draw_over(ax, image, layer, **options):
-    "Draw `layer`, numbers [h, w] or colours [h, w, 4], over the picture `image` [3, H, W] in grey; each value fills its block."
+    "Draw `layer`, numbers [h, w] or colours [h, w, 4], over `image` [3, H, W] in grey; each value fills its block."
     frame = dict(extent=(0, image.shape[2], image.shape[1], 0), interpolation="nearest")
     ax.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1, **frame)
     ax.imshow(layer.numpy(), **frame, **options)
@@ -99,7 +102,10 @@ def iou(region: Tensor, truth: Tensor) -> Tensor:
 
 
 def average_precision(score: Tensor, truth: Tensor) -> Tensor:
-    "Mean precision over the pixels of `truth` (bool [N, H, W], none empty), ranked by `score` [N, H, W] -> [N]; tied pixels share a rank."
+    """Mean precision over the pixels of `truth` (bool [N, H, W], none empty), ranked by `score` [N, H, W] -> [N].
+
+    Tied pixels share a rank.
+    """
     ranked, order = score.flatten(1).sort(descending=True)
     hit = truth.flatten(1).gather(1, order).double()
     rank = torch.searchsorted(-ranked, -ranked, right=True)  # how many pixels score at least as much
@@ -113,7 +119,7 @@ def _points_at(score: Tensor, truth: Tensor) -> Tensor:
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #3262eac4
 def localise(score: Tensor, truth: Tensor) -> dict:
-    "IoU at 20 %, average precision and pointing of maps [N, H, W] against bool masks of that size: a dict of tensors [N]."
+    "IoU at 20 %, average precision and pointing of maps [N, H, W] against bool masks: a dict of tensors [N]."
     return dict(
         iou=iou(find_region(score), truth), ap=average_precision(score, truth), pointing=_points_at(score, truth)
     )
@@ -126,15 +132,16 @@ def _normalize_for(record, images):
 
 
 def run_cams(run, images, labels, batch_size=500):
-    "CAM of the true class of each uint8 image, at the image's size: [N, H, W]; `run` is what `load_run` or `train` returns."
+    "CAM of the true class of each uint8 image, at its size: [N, H, W]; `run` is what `load_run` or `train` returns."
     model = run.model.eval()
     batches = zip(images.split(batch_size), labels.split(batch_size))
     return torch.cat([upsample(cam(model, _normalize_for(run.record, x), y), x.shape[2:]) for x, y in batches])
 
 
 def activations(run, images, places, batch_size=128):
-    "What the submodules `places` of a run's model return for uint8 images [N, 3, H, W], in eval mode: {place: [N, C, h, w]}."
-    model, parts = run.model.eval(), []
+    "What the submodules `places` of a run's model return for uint8 images [N, 3, H, W]: {place: [N, C, h, w]}."
+    model = run.model.eval()
+    parts = []
     for batch in images.split(batch_size):
         with torch.no_grad(), capture(model, places) as kept:
             model(_normalize_for(run.record, batch))
@@ -143,12 +150,12 @@ def activations(run, images, places, batch_size=128):
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #b61bd2fc
 def object_share(truth: Tensor, size: tuple[int, int]) -> Tensor:
-    "The object's share of the area of each cell, if bool masks [N, H, W] are laid on a grid of `size` (h, w): float [N, 1, h, w]."
+    "The object's share of each cell's area, if bool masks [N, H, W] lie on a grid of `size` (h, w): [N, 1, h, w]."
     return F.interpolate(truth[:, None].float(), size, mode="area")
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #d3bfc596
 def share_on_object(mask: Tensor, truth: Tensor) -> Tensor:
-    "The share of what masks M [N, C, h, w] drop that falls on the object, bool [N, H, W] -> [N]; NaN where nothing is dropped."
+    "The share of what masks M [N, C, h, w] drop that falls on the object, bool [N, H, W] -> [N]; NaN if nothing is."
     dropped = 1 - mask
     return (dropped * object_share(truth, mask.shape[2:])).sum((1, 2, 3)) / dropped.sum((1, 2, 3))
 
@@ -172,7 +179,7 @@ SCALES = tuple(MIN_ACTIVATION * 2 ** (k / 2) for k in range(21))  # from 0.02 to
 
 
 def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
-    "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`, averaged over the N images: [len(edges) − 1]."
+    "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`: [len(edges) − 1], mean over N."
     return torch.histogram(x.flatten().float().cpu(), torch.tensor(edges)).hist / len(x)
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #fb58ad98
@@ -180,19 +187,16 @@ DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #32a8ff4b
 def find_runs(runs_dir) -> dict:
-    "{folder: record} of the runs in `runs_dir` that have a checkpoint and did not diverge, by name; {} if there is no such folder."
+    "{folder: record} of the runs in `runs_dir` with a checkpoint that did not diverge; {} if there is no such folder."
     folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))
-    records = {
-        folder: read_record(folder / "record.json")
-        for folder in folders
-        if (folder / "checkpoint.safetensors").is_file()
-    }
+    whole = [folder for folder in folders if (folder / "checkpoint.safetensors").is_file()]
+    records = {folder: read_record(folder / "record.json") for folder in whole}
     return {folder: record for folder, record in records.items() if record["status"] != "diverged"}
 
 
 def missing_runs(methods, dataset, runs_dir, grid):
     "What to print where runs are missing: which, and the command that makes them."
-    return (
-        f"No run with its weights in {str(runs_dir)!r} on {dataset} with method {', '.join(methods)}. From the project's folder, this makes them:\n"
-        f"  attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs\n(in the grid: dataset: {dataset}). Then give `runs_dir` that folder."
-    )
+    gone = f"No run with its weights in {str(runs_dir)!r} on {dataset} with method {', '.join(methods)}."
+    command = f"  attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs"
+    then = f"(in the grid: dataset: {dataset}). Then give `runs_dir` that folder."
+    return f"{gone} From the project's folder, this makes them:\n{command}\n{then}"

@@ -82,10 +82,10 @@ def _lock(folder, patience=1.0):
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #c3fbbe29
 def _child_environment(jobs):
-    "The environment of one of `jobs` runs at once: a share of the cores, and pictures in notebooks."
+    "The environment of one of `jobs` runs at once: a share of the cores, threads that sleep, pictures in notebooks."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-    return {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | own
+    return {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "OMP_WAIT_POLICY": "passive"} | own
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #c769c9f7
 def end(process, patience=5):
@@ -108,7 +108,10 @@ def _papermill_command(notebook, output, parameters):
 
 
 def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold=()):
-    "Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C; it keeps the files `hold` open."
+    """Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C.
+
+    It keeps the files `hold` open, and with them their locks.
+    """
     with open(log, "w") as file:
         process = subprocess.Popen(
             _papermill_command(notebook, output, parameters),
@@ -138,33 +141,43 @@ class Outcome(NamedTuple):
 
 def _last_error(log):
     "The last line of a log that names an error; without one, its last line."
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip() for line in Path(log).read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line] or ["the log is empty"]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)), lines[-1])
+    text = re.sub(r"\x1b\[[\d;]*m", "", Path(log).read_text(errors="replace"))  # colours
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["the log is empty"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return errors[-1] if errors else lines[-1]
 
 
 def _explain(code, log):
     "Why a run has no record, from its exit code and log."
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (out of memory?)"
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}" + " (out of memory?)" * (-code == signal.SIGKILL)
+        return f"killed by {signal.Signals(-code).name}"
     return _last_error(log) if code else "the notebook ran to its end but wrote no record.json of these parameters"
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #bc5a7d8d
 def _attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
+    if _is_done(run):  # by another sweep, while we waited for the lock
+        return "done", _told(run)
     log = run.folder / "run.log"
-    if not _is_done(run):
-        code = call_papermill(
-            notebook, run.folder / "run.ipynb", run.parameters, log, jobs=jobs, stop=stop, hold=[held]
-        )
+    output = run.folder / "run.ipynb"
+    code = call_papermill(notebook, output, run.parameters, log, jobs=jobs, stop=stop, hold=[held])
     if _is_done(run):
-        record = read_record(run.folder / "record.json")
-        return "done", f"test {record['final']['test_accuracy']:.1%}" + " DIVERGED" * (record["status"] == "diverged")
+        return "done", _told(run)
     if stop and stop.is_set():
         return "interrupted", ""
+    why = _explain(code, log)
     with open(log, "a") as file:
-        print(f"\n{_FAILED}{(why := _explain(code, log))}", file=file)
+        print(f"\n{_FAILED}{why}", file=file)
     return "failed", why
+
+
+def _told(run):
+    "The test accuracy of a run that is done, and whether it diverged."
+    record = read_record(run.folder / "record.json")
+    said = f"test {record['final']['test_accuracy']:.1%}"
+    return f"{said} DIVERGED" if record["status"] == "diverged" else said
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #58e8dfc3
 def _execute(run, notebook, jobs=1, stop=None, patience=1.0):
@@ -200,10 +213,12 @@ class _Progress:
     def __init__(self, name, total, done):
         from tqdm import tqdm
 
-        self.start, self.total, self.before, self.outcomes = time.perf_counter(), total, done, []
-        self.bar = tqdm(
-            total=total, initial=done, desc=name, unit="run", file=sys.stdout, disable=not sys.stdout.isatty()
-        )
+        self.start = time.perf_counter()
+        self.total = total
+        self.before = done
+        self.outcomes = []
+        quiet = not sys.stdout.isatty()
+        self.bar = tqdm(total=total, initial=done, desc=name, unit="run", file=sys.stdout, disable=quiet)
 
     def __call__(self, outcomes, running):
         for outcome in outcomes:
@@ -219,7 +234,8 @@ class _Progress:
         ended = len(self.outcomes)
         left = (time.perf_counter() - self.start) / ended * (self.total - self.before - ended)
         at = f"{self.before + ended}/{self.total} {outcome.state}"
-        return f"{at}  {outcome.name}  {outcome.message}  ({outcome.seconds:.0f} s, about {self.bar.format_interval(left)} left)"
+        times = f"({outcome.seconds:.0f} s, about {self.bar.format_interval(left)} left)"
+        return f"{at}  {outcome.name}  {outcome.message}  {times}"
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #386fc845
 NOTEBOOK = Path("nbs/experiments/train.ipynb")
@@ -233,9 +249,8 @@ def _find_notebook(path=None):
             return place.resolve()
     if path:
         raise FileNotFoundError(f"there is no notebook {path}")
-    raise FileNotFoundError(
-        f"{NOTEBOOK} is not here: clone the repository and call this in its folder, or give --notebook PATH"
-    )
+    hint = "clone the repository and call this in its folder, or give --notebook PATH"
+    raise FileNotFoundError(f"{NOTEBOOK} is not here: {hint}")
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #1a984b47
 def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None):
@@ -278,12 +293,8 @@ def _start_ray(address, gpus_per_run):
     import ray
 
     before = signal.getsignal(signal.SIGTERM)  # Ray sets its own handler
-    ray.init(
-        address,
-        log_to_driver=False,
-        logging_level="ERROR",
-        **({"include_dashboard": False} if address == "local" else {}),
-    )
+    options = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
     with suppress(ValueError):  # not in the main thread: then Ray has not set one either
         signal.signal(signal.SIGTERM, before)
     if gpus_per_run is None:
@@ -305,7 +316,8 @@ def _run_on_ray(runs, notebook, address, gpus_per_run, tick):
     finally:
         for ref in pending:
             ray.cancel(ref)
-        ray.wait(list(pending), num_returns=len(pending), timeout=10) if pending else None
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending), timeout=10)
         ray.shutdown()
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #7c7b5efc
@@ -330,15 +342,12 @@ def figures(folder, out, wanted, data_dir=None):
     from papermill import inspect_notebook
 
     drawn = Path(out) / "figures"
-    places = dict(records_dir=out, runs_dir=out, out_dir=drawn, scores_dir=drawn) | (
-        {"data_dir": data_dir} if data_dir else {}
-    )
+    places = dict(records_dir=out, runs_dir=out, out_dir=drawn, scores_dir=drawn)
+    if data_dir:
+        places["data_dir"] = data_dir
     values = {k: str(v) for k, v in places.items()} | wanted
-    known = {
-        path: inspect_notebook(str(path))
-        for path in sorted(Path(folder).glob("*.ipynb"))
-        if path.name not in _NOT_DRAWN
-    }
+    paths = [path for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in _NOT_DRAWN]
+    known = {path: inspect_notebook(str(path)) for path in paths}
     unused = [name for name in wanted if not any(name in names for names in known.values())]
     refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in unused])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
@@ -346,10 +355,17 @@ def figures(folder, out, wanted, data_dir=None):
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #7c4eb053
 def _draw_one(path, parameters, kept, jobs, stop):
     "Run a table or figure notebook and keep it in the folder `kept` -> `Outcome`."
-    start, log = time.perf_counter(), kept / f"{path.stem}.log"
+    start = time.perf_counter()
+    log = kept / f"{path.stem}.log"
     code = call_papermill(path, kept / path.name, parameters, log, jobs=jobs, stop=stop)
-    result = ("interrupted", "") if stop.is_set() else ("failed", _explain(code, log)) if code else ("done", "")
-    return Outcome(path.stem, *result, time.perf_counter() - start)
+    message = ""
+    if stop.is_set():
+        state = "interrupted"
+    elif code:
+        state, message = "failed", _explain(code, log)
+    else:
+        state = "done"
+    return Outcome(path.stem, state, message, time.perf_counter() - start)
 
 
 def redraw(todo, kept, jobs=1):
@@ -370,10 +386,10 @@ def _make_parser():
     parser = argparse.ArgumentParser(
         "attentiondrop-sweep",
         description="Make the runs of a grid that are not done yet.",
-        epilog="exit code: 0 all done, 1 not all done (named), 2 bad grid or call, 130 interrupted; the same call goes on",
+        epilog="exit code: 0 all done, 1 not all done (named), 2 bad grid or call, 130 interrupted (call it again)",
     )
     add = parser.add_argument
-    add("grid", help="YAML file: defaults, runs, exclude; see nbs/10_sweeps.ipynb")
+    add("grid", help="YAML file: defaults, runs, exclude; see nbs/4_evidence/21_grids.ipynb")
     add("--out", default="runs", help="each run writes into OUT/<its name>; default: runs")
     add("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine; default: 1")
     add("--dry-run", action="store_true", help="list the runs and their states, run nothing")
@@ -419,13 +435,15 @@ def _report(name, outcomes, log):
 
 # %% ../../nbs/4_evidence/22_sweeps.ipynb #a04cb4dc
 def _prepare(args):
-    "What a call asks for, all of it checked -> name, runs, notebook, notebooks to draw. Raises if something is not in order."
+    "What a call asks for, all of it checked -> name, runs, notebook, notebooks to draw. Raises if it is not in order."
     grid = read_grid(args.grid)
-    runs, name = plan(grid, args.out, args.data_dir), grid.get("name", Path(args.grid).stem)
+    runs = plan(grid, args.out, args.data_dir)
+    name = grid.get("name", Path(args.grid).stem)
     if args.dry_run:
         return name, runs, None, {}
     check_installed("experiments", "papermill", "ipykernel")
-    check_installed("cluster", *["ray"] * bool(args.ray))
+    if args.ray:
+        check_installed("cluster", "ray")
     notebook = _find_notebook(args.notebook)
     todo = figures(notebook.parent, args.out, grid.get("notebooks", {}), args.data_dir) if args.redraw else {}
     return name, runs, notebook, todo
@@ -461,7 +479,6 @@ def main(argv=None):
         print(f"attentiondrop-sweep: error: no Ray cluster at {args.ray}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: {sum(map(_is_done, runs))} of {len(runs)} runs are done; the same command goes on from here"
-        )
+        done = sum(map(_is_done, runs))
+        print(f"\ninterrupted: {done} of {len(runs)} runs are done; the same command goes on from here")
         return 130

@@ -21,7 +21,10 @@ def channel_stats(x):
 
 
 def affine(mean, std):
-    "Factor and offset [C, 1, 1] with which x · factor + offset is (x/255 − mean) / std; a channel that never varies is only centred."
+    """Factor and offset [C, 1, 1] with which x · factor + offset is (x/255 − mean) / std.
+
+    A channel that never varies is only centred.
+    """
     std = torch.where(std > 0, std, 1.0)[:, None, None]
     return 1 / (255 * std), -mean[:, None, None] / std
 
@@ -33,12 +36,12 @@ def normalize(x, mean, std):
 
 # %% ../../nbs/3_training/12_batches.ipynb #a44411f5
 def pixel_list(x):
-    "The pixels [N·(H+1)·(W+1), C] of images `x` [N, C, H, W], one after the other; each image has a black row and column at its end."
+    "The pixels [N·(H+1)·(W+1), C] of images `x` [N, C, H, W] in a row; each image ends in a black row and column."
     return F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1, 0, 1)).contiguous().flatten(0, 2)
 
 
 def _random_window(n, side, pad=4, device=None, generator=None):
-    "Which rows (or columns) `n` random crops of zero-padded images show: int64 [n, side]; outside of the image number `side`, the black one."
+    "Which rows (or columns) `n` random crops of zero-padded images show: int64 [n, side]; `side` is the black one."
     seen = torch.randint(-pad, pad + 1, (n, 1), device=device, generator=generator) + torch.arange(side, device=device)
     return seen.masked_fill((seen < 0) | (seen > side), side)
 
@@ -50,9 +53,10 @@ def _random_mirror(columns, generator=None):
 
 # %% ../../nbs/3_training/12_batches.ipynb #ecbd5995
 def draw_crops(images, height, width, mirror=True, pad=4, generator=None):
-    """Section 4's augmentation of the `images` (their numbers, int64 [n]): zero-pad by `pad`, crop at random, and mirror at random if asked to.
+    """Section 4's augmentation of the `images` (their numbers, int64 [n]): zero-pad by `pad`, crop, mirror at random.
 
-    Returns where in the `pixel_list` each row of a crop begins, int64 [n, height], and which pixels of the row it shows, [n, width].
+    Returns where in the `pixel_list` each row of a crop begins, int64 [n, height], and which of its pixels it shows,
+    int64 [n, width].
     """
     rows, columns = (_random_window(len(images), side, pad, images.device, generator) for side in (height, width))
     starts = (images[:, None] * (height + 1) + rows) * (width + 1)

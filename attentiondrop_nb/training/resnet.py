@@ -80,7 +80,8 @@ def _check_network(num_classes, width, drop_after):
 class ResNet18(nn.Module):
     """ResNet-18 for 32×32 images, post-activation: float [N, 3, H, W] -> logits [N, num_classes].
 
-    width: channels of the first stage (64 in the paper); drop: makes a drop layer; drop_after: behind which stages. Raises ValueError.
+    width: channels of the first stage (64 in the paper); drop: makes a drop layer; drop_after: behind which stages.
+    Raises ValueError on a bad size or an unknown stage.
     """
 
     def __init__(

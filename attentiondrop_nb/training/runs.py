@@ -23,19 +23,9 @@ from typing import NamedTuple
 import torch
 
 import attentiondrop_nb
-from .config import Config, find_precision, is_same_run
+from .config import Config, find_precision, is_same_run, make_model
 from .datasets import load
-from .loop import Trainer, make_model, run_epoch
-
-# %% ../../nbs/3_training/16_runs.ipynb #d0a5a685
-def _find_status(epochs, patience, length):
-    "'running', 'finished', 'converged' or 'diverged', from the entries of the epochs so far."
-    losses = [e["train_loss"] for e in epochs]
-    if losses and losses[-1] is None:
-        return "diverged"
-    if patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
-        return "converged"
-    return "finished" if len(losses) == length else "running"
+from .loop import Trainer, find_status, run_epoch
 
 # %% ../../nbs/3_training/16_runs.ipynb #0ff52ee9
 def write_atomic(path, write):
@@ -83,16 +73,15 @@ def _load_progress(path, trainer):
 def _restore(trainer, tensors, epochs):
     "Put the state that `_save_progress` wrote back into `trainer`."
     trainer.epochs = epochs
-    trainer.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    trainer.model.load_state_dict(weights)
     for i, p in enumerate(trainer.model.parameters()):
         if f"momentum.{i}" in tensors:
-            trainer.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
-                tensors[f"momentum.{i}"]
-            )  # in the layout of p
+            momentum = torch.empty_like(p).copy_(tensors[f"momentum.{i}"])  # in the layout of p
+            trainer.optimizer.state[p]["momentum_buffer"] = momentum
     if trainer.schedule:
-        trainer.schedule.load_state_dict(
-            trainer.schedule.state_dict() | {"count": len(epochs) * trainer.steps_per_epoch}
-        )
+        count = len(epochs) * trainer.steps_per_epoch
+        trainer.schedule.load_state_dict(trainer.schedule.state_dict() | {"count": count})
     torch.set_rng_state(tensors["random.cpu"])
     trainer.generator.set_state(tensors["random.order"])
     if "random.cuda" in tensors and trainer.device.type == "cuda":
@@ -112,26 +101,40 @@ SAVE_SECONDS = 60  # a run that is killed loses a minute and the epoch it was in
 def train(config, data=None, folder=None, progress=True, on_epoch=lambda record: None):
     """One run of `config` (on `data` if given) -> `Run`. `on_epoch(record so far)` is called after each epoch.
 
-    With a `folder`, progress is saved there now and then, and an interrupted run goes on. Raises ValueError on too few images.
+    With a `folder`, progress is saved there now and then, and an interrupted run goes on where it was.
+    Raises ValueError on too few images.
     """
-    from tqdm import tqdm
-
     start = saved = time.perf_counter()
     trainer = Trainer(config, data or load(config.dataset, config.data_dir))
-    resume, where = Path(folder or ".") / "resume.safetensors", environment(trainer)
-    resumed = bool(folder) and _load_progress(resume, trainer)
-    start -= sum(e["seconds"] for e in trainer.epochs)
-    with tqdm(total=trainer.steps, initial=len(trainer.epochs) * trainer.steps_per_epoch, unit="step", file=sys.stdout,
-              mininterval=0.5, ncols=100, disable=not progress) as bar:
-        while _find_status(trainer.epochs, config.patience, config.epochs) == "running":
+    resume = Path(folder or ".") / "resume.safetensors"
+    where = environment(trainer)
+    where["resumed"] = bool(folder) and _load_progress(resume, trainer)
+    start -= sum(entry["seconds"] for entry in trainer.epochs)
+    with _progress_bar(trainer, progress) as bar:
+        while find_status(trainer.epochs, config) == "running":
             bar.set_description(f"epoch {len(trainer.epochs) + 1}/{config.epochs}", refresh=False)
             trainer.epochs.append(run_epoch(trainer, bar.update))
-            bar.set_postfix_str(f"test {trainer.epochs[-1]['test_accuracy']:.1%}", refresh=False)
-            on_epoch(_make_record(trainer, where | {"resumed": resumed}, time.perf_counter() - start))
+            _show_accuracy(bar, trainer.epochs[-1])
+            on_epoch(_make_record(trainer, where, time.perf_counter() - start))
             if folder and time.perf_counter() - saved >= SAVE_SECONDS:
                 _save_progress(resume, trainer)
                 saved = time.perf_counter()
-    return Run(trainer.model, _make_record(trainer, where | {"resumed": resumed}, time.perf_counter() - start))
+    return Run(trainer.model, _make_record(trainer, where, time.perf_counter() - start))
+
+
+def _progress_bar(trainer, shown):
+    "tqdm's bar of the steps of a run, where it stands now."
+    from tqdm import tqdm
+
+    done = len(trainer.epochs) * trainer.steps_per_epoch
+    options = dict(unit="step", mininterval=0.5, ncols=100, file=sys.stdout, disable=not shown)
+    return tqdm(total=trainer.steps, initial=done, **options)
+
+
+def _show_accuracy(bar, entry):
+    "Show the test accuracy beside the bar, if this epoch has one."
+    if entry["test_accuracy"] is not None:
+        bar.set_postfix_str(f"test {entry['test_accuracy']:.1%}", refresh=False)
 
 # %% ../../nbs/3_training/16_runs.ipynb #45627d38
 SCHEMA = 2
@@ -139,57 +142,63 @@ SCHEMA = 2
 
 def _make_record(trainer, where, seconds):
     "The record of a run: what it was asked, what happened, where."
-    data, epochs = trainer.data, trainer.epochs
+    epochs = trainer.epochs
+    tested = [entry["test_accuracy"] for entry in epochs if entry["test_accuracy"] is not None]
     return dict(
         schema=SCHEMA,
         parameters=asdict(trainer.config),
-        data=dict(
-            train=len(data.x_train),
-            test=len(data.x_test),
-            classes=list(data.classes),
-            mean=trainer.stats[0].tolist(),
-            std=trainer.stats[1].tolist(),
-        ),
+        data=_describe(trainer.data, trainer.stats),
         epochs=list(epochs),
-        final=dict(test_accuracy=epochs[-1]["test_accuracy"], train_accuracy=epochs[-1]["train_accuracy"]),
-        best=dict(test_accuracy=max(e["test_accuracy"] for e in epochs)),
+        final={key: epochs[-1][key] for key in ("test_accuracy", "train_accuracy")},
+        best=dict(test_accuracy=max(tested, default=None)),
         environment=where,
         seconds=seconds,
-        status=_find_status(epochs, trainer.config.patience, trainer.config.epochs),
+        status=find_status(epochs, trainer.config),
     )
+
+
+def _describe(data, stats):
+    "What a record keeps of the data."
+    mean, std = (values.tolist() for values in stats)
+    return dict(train=len(data.x_train), test=len(data.x_test), classes=list(data.classes), mean=mean, std=std)
 
 # %% ../../nbs/3_training/16_runs.ipynb #e7e14f7d
 def commit():
     "The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout."
     root = Path(attentiondrop_nb.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-            if (root / ".git").exists()
-            else None
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None  # a run must not be lost because git is missing
 
 
 def processor():
     "The name of this machine's processor, and which of its instructions PyTorch uses: 'AMD EPYC, AVX2'."
-    try:
-        name = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:  # not Linux
-        name = None
-    return f"{name[1] if name else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():  # Linux
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        name = found[1] if found else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def environment(trainer):
     "Versions, commit and hardware of this process, and the precision of the run."
-    device, gpu = trainer.device, trainer.device.type == "cuda"
+    gpu = trainer.device.type == "cuda"
+    threads = f"cpu, {torch.get_num_threads()} threads"
     return dict(
-        attentiondrop_nb=attentiondrop_nb.__version__, python=platform.python_version(), torch=torch.__version__,
-        cuda=torch.version.cuda if gpu else None, commit=commit(), machine=platform.machine(), processor=processor(),
-        device=torch.cuda.get_device_name(device) if gpu else f"cpu, {torch.get_num_threads()} threads",
-        precision=find_precision(trainer.config, device),
+        attentiondrop_nb=attentiondrop_nb.__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda if gpu else None,
+        commit=commit(),
+        machine=platform.machine(),
+        processor=processor(),
+        device=torch.cuda.get_device_name(trainer.device) if gpu else threads,
+        precision=find_precision(trainer.config, trainer.device),
     )
 
 # %% ../../nbs/3_training/16_runs.ipynb #3b440139
@@ -206,7 +215,7 @@ def save_run(folder, model, record):
 
 # %% ../../nbs/3_training/16_runs.ipynb #8e7c0763
 def read_record(path):
-    "The record in the file `path`. Raises ValueError saying what is wrong with a file that holds none of this version's."
+    "The record in the file `path`. Raises ValueError saying what is wrong with a file that holds none that we read."
     try:
         record = json.loads(Path(path).read_text())
         schema = record["schema"]
@@ -220,7 +229,7 @@ def read_record(path):
 
 
 def load_run(folder, device="cpu"):
-    "A finished run from its folder -> `Run`, the model in eval mode on `device`. Raises FileNotFoundError if a file is missing."
+    "A finished run from its folder -> `Run`, its model in eval mode on `device`. FileNotFoundError without a file."
     from safetensors.torch import load_file
 
     record = read_record(Path(folder) / "record.json")
@@ -231,13 +240,12 @@ def load_run(folder, device="cpu"):
 # %% ../../nbs/3_training/16_runs.ipynb #fa580c37
 def summary(record):
     "Two lines on how a run ended, to print."
-    final, best, n = record["final"]["test_accuracy"], record["best"]["test_accuracy"], record["data"]["test"]
-    line = f"test accuracy  {final:.2%}  ({round(final * n)} of {n} held-out images; best epoch {best:.2%})"
-    line += (
-        ""
-        if record["status"] == "finished"
-        else f"  THE RUN HAS {record['status'].upper()} after {len(record['epochs'])} epochs"
-    )
+    final = record["final"]["test_accuracy"]
+    n = record["data"]["test"]
+    best = f"best epoch {record['best']['test_accuracy']:.2%}"
+    line = f"test accuracy  {final:.2%}  ({round(final * n)} of {n} held-out images; {best})"
+    if record["status"] != "finished":
+        line += f"  THE RUN HAS {record['status'].upper()} after {len(record['epochs'])} epochs"
     return f"{line}\ntime           {record['seconds']:.0f} s on {record['environment']['device']}"
 
 # %% ../../nbs/3_training/16_runs.ipynb #90cb4910
@@ -245,22 +253,24 @@ def plot_record(record):
     "Accuracy on training and test images by epoch, with α below: a matplotlib figure."
     from matplotlib import pyplot as plt
 
-    epochs = range(1, len(record["epochs"]) + 1)
+    epochs = record["epochs"]
     fig, (top, low) = plt.subplots(2, 1, figsize=(6, 4), sharex=True, height_ratios=(3, 1), layout="constrained")
-    for key, label, colour, style in (
-        ("train_accuracy", "training", "#D55E00", "--"),
-        ("test_accuracy", "test", "#0072B2", "-"),
-    ):
-        top.plot(epochs, [100 * e[key] for e in record["epochs"]], style, color=colour, label=label)
+    _plot_accuracy(top, epochs, "train_accuracy", color="#D55E00", linestyle="--", label="training")
+    _plot_accuracy(top, epochs, "test_accuracy", color="#0072B2", label="test")
     p = record["parameters"]
-    top.set(
-        ylabel="accuracy in %",
-        title=f"{p['dataset']}, method {p['method']}{' + cutout' * p['cutout']}, width {p['width']}, seed {p['seed']}",
-    )
+    cutout = " + cutout" if p["cutout"] else ""
+    top.set_title(f"{p['dataset']}, method {p['method']}{cutout}, width {p['width']}, seed {p['seed']}")
+    top.set_ylabel("accuracy in %")
     top.legend(frameon=False)
-    low.plot(epochs, [e["alpha"] for e in record["epochs"]], color="#555555")
+    low.plot(range(1, len(epochs) + 1), [entry["alpha"] for entry in epochs], color="#555555")
     low.set(xlabel="epoch", ylabel="α", xlim=(1, max(2, p["epochs"])))
     return fig
+
+
+def _plot_accuracy(ax, epochs, key, **style):
+    "A line through the epochs whose entry has the accuracy `key`."
+    known = [(number, 100 * entry[key]) for number, entry in enumerate(epochs, 1) if entry[key] is not None]
+    ax.plot([number for number, _ in known], [percent for _, percent in known], **style)
 
 # %% ../../nbs/3_training/16_runs.ipynb #814704c4
 class LiveCurve:
@@ -269,16 +279,21 @@ class LiveCurve:
     def __init__(self, seconds=5.0):
         from IPython.display import display
 
-        self.seconds, self.drawn = seconds, -math.inf
+        self.seconds = seconds
+        self.drawn = -math.inf
         self.handle = display("the curve comes with the first epoch", display_id=True)
 
     def __call__(self, record):
+        if time.perf_counter() - self.drawn >= self.seconds or record["status"] != "running":
+            self._draw(record)
+            self.drawn = time.perf_counter()
+
+    def _draw(self, record):
         from IPython.display import Image
         from matplotlib import pyplot as plt
 
-        if time.perf_counter() - self.drawn >= self.seconds or record["status"] != "running":
-            fig, png = plot_record(record), io.BytesIO()
-            fig.savefig(png, format="png", dpi=100)  # a picture of our own: no backend of matplotlib is needed
-            plt.close(fig)
-            self.handle.update(Image(png.getvalue()))
-            self.drawn = time.perf_counter()
+        fig = plot_record(record)
+        png = io.BytesIO()
+        fig.savefig(png, format="png", dpi=100)  # a picture of our own: no backend of matplotlib is needed
+        plt.close(fig)
+        self.handle.update(Image(png.getvalue()))

@@ -16,8 +16,9 @@ from torch import Tensor
 # %% ../../nbs/3_training/10_shapes.ipynb #b003de9e
 @dataclass(frozen=True)
 class Images:
-    """A data set in memory. x_*: uint8 [N, 3, H, W]; y_*: int64 [N]; classes: names by label; mirror: left may be right.
+    """A data set in memory.
 
+    x_*: uint8 [N, 3, H, W]; y_*: int64 [N]; classes: names by label; mirror: left may be right;
     masks_*: bool [N, H, W], True on the object, where that is known.
     """
 
@@ -47,7 +48,7 @@ def box(u, v, a, b):
 
 
 def _triangle(u, v):
-    "Distance from the nearest side of an equilateral triangle, its corners on the unit circle, one at (0, 1); below 0 inside."
+    "Distance from the nearest side of an equilateral triangle in the unit circle, a corner at (0, 1); below 0 inside."
     return torch.maximum(-v - 0.5, 0.75**0.5 * u.abs() + 0.5 * v - 0.5)
 
 # %% ../../nbs/3_training/10_shapes.ipynb #fc881663
@@ -79,7 +80,7 @@ def _pixel_centres(side):
 
 
 def _place_objects(random, n, side):
-    "The pixels as seen from `n` randomly placed objects: u, v [n, 1, side, side], and the objects' radius in pixels [n, 1, 1, 1]."
+    "The pixels as seen from `n` randomly placed objects: u, v [n, 1, side, side]; the radius in pixels [n, 1, 1, 1]."
     x, y = _pixel_centres(side)
     radius, angle, stretch = (
         uniform(random, n, *r) for r in ((side * 0.22, side * 0.39), (0, 2 * math.pi), (0.9, 1.1))
@@ -109,7 +110,7 @@ def _spot(random, n, side):
 
 
 def paint(ground, figure, distance):
-    "`figure` on `ground` [n, 3, H, W] where `distance` [n, 1, H, W] (in pixels) is below 0; an edge pixel gets a share of both."
+    "`figure` on `ground` [n, 3, H, W] where `distance` [n, 1, H, W], is below 0 pixels; an edge pixel is a mixture."
     return torch.lerp(ground, figure, (0.5 - distance).clamp(0, 1))
 
 # %% ../../nbs/3_training/10_shapes.ipynb #141ef6a8
@@ -135,7 +136,7 @@ def _draw_split(n, random):
 
 
 def shapes(n_train=10_000, n_test=2_000, seed=0):
-    "Textured objects of ten outlines on textured ground, 32×32, with the objects' masks; drawn here and now. Raises ValueError below 1."
+    "Textured objects of ten outlines on textured ground, 32×32, with masks, drawn here and now. ValueError below 1."
     if min(n_train, n_test) < 1:
         raise ValueError(f"shapes: {n_train} training and {n_test} test pictures; at least one of each is needed")
     (x, y, m), (x_test, y_test, m_test) = (

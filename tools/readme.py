@@ -1,4 +1,4 @@
-"Writes README.md, and the pictures in it, from nbs/index.ipynb and the outputs kept there: python tests/readme.py"
+"Writes README.md, and the pictures in it, from nbs/index.ipynb and the outputs kept there: python tools/readme.py"
 import base64
 import json
 import re
