@@ -32,29 +32,27 @@ def check_alpha(alpha):
     "Raise unless `alpha` is a number in [0, 1] or a 0-dim float tensor (whose value is not read)."
     if isinstance(alpha, Tensor):
         if alpha.dim() != 0 or alpha.dtype not in FLOATS:
-            raise ValueError(
-                f"alpha is a {alpha.dtype} tensor of shape {tuple(alpha.shape)}; a float tensor without dimensions is needed"
-            )
+            given = f"a {alpha.dtype} tensor of shape {tuple(alpha.shape)}"
+            raise ValueError(f"alpha is {given}; a float tensor without dimensions is needed")
     elif isinstance(alpha, bool) or not isinstance(alpha, Real):
         raise TypeError(f"alpha is {alpha!r}; a number in [0, 1] or a 0-dim float tensor is needed")
     elif not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; a drop probability in [0, 1] is needed")
 
-
+# %% ../nbs/checks.ipynb #5ec950d3
 def check_choice(name, value, allowed):
     "Raise unless `value`, the argument called `name`, is one of `allowed`."
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, allowed))} is needed")
 
-
+# %% ../nbs/checks.ipynb #fece4202
 def check_broadcast(name, t, x):
     "Raise unless the tensor `t`, the argument called `name`, broadcasts to the shape of `x`."
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is a {type(t).__name__}; a torch.Tensor that broadcasts to {tuple(x.shape)} is needed")
     if t.dim() != 4 or any(a not in (1, b) for a, b in zip(t.shape, x.shape)):
-        raise ValueError(
-            f"{name} has shape {tuple(t.shape)}; 4 dimensions that broadcast to x's {tuple(x.shape)} are needed"
-        )
+        needed = f"4 dimensions that broadcast to x's {tuple(x.shape)} are needed"
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; {needed}")
 
 # %% ../nbs/checks.ipynb #593dc2bb
 def check_beta(beta):
@@ -66,25 +64,23 @@ def check_beta(beta):
 
 # %% ../nbs/checks.ipynb #d452d6c0
 def check_size(name, value, x=None, limit=None):
-    "Raise unless `value`, the argument called `name`, is a whole number from 1 to `limit` (if given: what the planes of `x` allow)."
+    "Raise unless `value`, called `name`, is a whole number from 1 to `limit` (if given: what the planes of `x` allow)."
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; a whole number of pixels, at least 1, is needed")
     if limit is not None and value > limit:
-        raise ValueError(
-            f"{name} is {value}, but x has planes of {x.shape[2]}×{x.shape[3]} pixels: choose at most {limit} there"
-        )
+        planes = f"planes of {x.shape[2]}×{x.shape[3]} pixels"
+        raise ValueError(f"{name} is {value}, but x has {planes}: choose at most {limit} there")
 
 # %% ../nbs/checks.ipynb #7c91792f
 def check_share(name, value):
     "Raise unless `value`, the argument called `name`, is a number with 0 ≤ value < 1."
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
-        raise ValueError(
-            f"{name} is {value!r}; a number with 0 <= {name} < 1 is needed (a value of F̂, not a percentage)"
-        )
+        needed = f"a number with 0 <= {name} < 1 is needed (a value of F̂, not a percentage)"
+        raise ValueError(f"{name} is {value!r}; {needed}")
 
 # %% ../nbs/checks.ipynb #5ae38f5d
 def message(f, *args, **kwargs):
-    "What the error of a bad call `f(*args, **kwargs)` says, 'ValueError: ...'. Raises AssertionError if the call goes through."
+    "What the error of a bad call says, 'ValueError: ...'. Raises AssertionError if the call goes through."
     try:
         f(*args, **kwargs)
     except (TypeError, ValueError, OSError) as e:

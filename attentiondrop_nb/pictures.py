@@ -47,7 +47,7 @@ def photos(side=128):
 
     return torch.stack([square(torch.from_numpy(getattr(data, name)()), side) for name in PHOTOS.values()])
 
-
+# %% ../nbs/pictures.ipynb #151a9834
 def square(image, side):
     "The middle square of a uint8 image [H, W, 3], resized: float32 [3, side, side] in [0, 1]."
     h, w = image.shape[:2]
@@ -58,7 +58,7 @@ def square(image, side):
 
 # %% ../nbs/pictures.ipynb #aa452bdd
 def show_images(rows, size=0.62, masks=None):
-    "Draw a grid of uint8 images [rows][columns, 3, H, W]; the outlines of `masks` in white on black. Returns figure and axes."
+    "Draw a grid of uint8 images [rows][columns, 3, H, W], with the outlines of `masks`; returns figure and axes."
     shape = len(rows), len(rows[0])
     fig, axes = plt.subplots(*shape, figsize=(size * shape[1], size * shape[0]), layout="constrained", squeeze=False)
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01)
@@ -108,18 +108,12 @@ def block(c_in, c_out, stride):
 
 # %% ../nbs/pictures.ipynb #7508cf91
 def photo_net(steps=120, seed=0):
-    "A small CNN, trained here and now to tell which of the six `photos` a 48×48 crop is from; in eval mode. A few seconds."
+    "A small CNN in eval mode, trained here, in seconds, to tell which of the six `photos` a 48×48 crop is from."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         images = photos()
-        net = nn.Sequential(
-            block(3, 16, 1),
-            block(16, 32, 2),
-            block(32, 32, 2),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(32, len(images)),
-        )
+        blocks = [block(3, 16, 1), block(16, 32, 2), block(32, 32, 2)]
+        net = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, len(images)))
         optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
         for _ in range(steps):
             crops, which = random_crops(images, 32, 48)

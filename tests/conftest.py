@@ -1,4 +1,7 @@
-"Two workers share two cores: one thread each, in the tests and in the kernels they start. Without a GPU, Triton interprets its kernels."
+"""Two workers share two cores: one thread each, in the tests and in the kernels they start.
+
+Without a GPU, Triton interprets its kernels.
+"""
 import os
 
 import torch

@@ -1,4 +1,4 @@
-"The paper's equations on one plane of plain Python numbers: nothing shared with the package but the reading of the text."
+"The paper's equations on one plane of plain Python numbers: nothing is shared with the package but the text."
 import math
 from fractions import Fraction
 

@@ -42,11 +42,15 @@ def random_norms(model, seed=0):
     return model.eval()
 
 
-@pytest.mark.parametrize("make, layer", [(ResNet18, None), (ResNet18, "layer4"), (PreActResNet18, None), ("torchvision", "layer4")])
+NETWORKS = [(ResNet18, None), (ResNet18, "layer4"), (PreActResNet18, None), ("torchvision", "layer4")]
+
+
+@pytest.mark.parametrize("make, layer", NETWORKS)
 def test_mean_of_the_cam_plus_bias_is_the_score(make, layer):
     torch.manual_seed(0)
     model = random_norms(torchvision.models.resnet18(num_classes=7) if make == "torchvision" else make(7, width=4))
-    x, classes = torch.randn(5, 3, 64, 64), torch.tensor([0, 6, 3, 3, 1])
+    x = torch.randn(5, 3, 64, 64)
+    classes = torch.tensor([0, 6, 3, 3, 1])
     with torch.no_grad():
         scores = model(x)[torch.arange(5), classes]
     torch.testing.assert_close(
@@ -55,14 +59,16 @@ def test_mean_of_the_cam_plus_bias_is_the_score(make, layer):
 
 
 def test_cam_refuses_maps_that_are_not_the_pooled_ones():
-    model, x = random_norms(PreActResNet18(7, width=4)), torch.randn(2, 3, 32, 32)
+    model = random_norms(PreActResNet18(7, width=4))
+    x = torch.randn(2, 3, 32, 32)
     for layer in ("layer4", "layer3", "fc"):  # before the last batch norm; other channels; no maps
         with pytest.raises(ValueError, match=f"does not score the mean of what '{layer}' returns"):
             cam(model, x, torch.tensor([0, 1]), layer)
 
 
 def test_capture_leaves_nothing_behind_and_is_not_overwritten():
-    model, x = random_norms(torchvision.models.resnet18(num_classes=3)), torch.randn(2, 3, 64, 64)
+    model = random_norms(torchvision.models.resnet18(num_classes=3))
+    x = torch.randn(2, 3, 64, 64)
     with torch.no_grad(), capture(model, ["bn1", "layer2"]) as kept:
         model(x)
         assert kept["bn1"].equal(model.bn1(model.conv1(x)))  # torchvision's ReLU works in place
@@ -75,10 +81,11 @@ def test_capture_leaves_nothing_behind_and_is_not_overwritten():
 
 
 masks = arrays(bool, (6, 6)).filter(lambda m: m.any())
+few_values = arrays(np.float32, (6, 6), elements=st.sampled_from([-2, 0, 0.5, 1, 3]))
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(arrays(np.float32, (6, 6), elements=st.sampled_from([-2, 0, 0.5, 1, 3])), masks), min_size=1, max_size=3))
+@given(st.lists(st.tuples(few_values, masks), min_size=1, max_size=3))
 def test_average_precision_is_scikit_learns_ties_included(pairs):
     score, truth = (torch.from_numpy(np.stack(a)) for a in zip(*pairs))
     want = [average_precision_score(t.ravel(), s.ravel()) for s, t in pairs]
@@ -145,7 +152,8 @@ def test_activation_counts_lose_nothing_from_the_lower_edge_on():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     "Two seeds of three methods and one of a fourth on shapes, hardly trained; the folder."
-    out, data = tmp_path_factory.mktemp("runs"), subset(load("shapes"), 64)
+    out = tmp_path_factory.mktemp("runs")
+    data = subset(load("shapes"), 64)
     for method, seeds in {"none": 2, "dropblock": 2, "ad": 2, "dropout": 1}.items():
         for seed in range(seeds):
             config = make_config(
@@ -189,7 +197,8 @@ def run_notebook(name, folder, monkeypatch, **parameters):
     from contextlib import redirect_stdout
 
     monkeypatch.chdir(folder)
-    namespace, text = {}, io.StringIO()
+    namespace = {}
+    text = io.StringIO()
     with redirect_stdout(text):
         for cell in nbformat.read(EXPERIMENTS / f"{name}.ipynb", 4).cells:
             if cell.cell_type == "code":
@@ -227,8 +236,11 @@ def test_a_figure_is_drawn_from_runs(name, runs, tmp_path, monkeypatch):
         assert "cannot be told from 1 run of each" in said  # dropout has one seed
 
 
+DROPS = {"dropout", "spatial", "dropblock", "am", "sm", "ad", "released"}
+
+
 @pytest.mark.parametrize("name, file, score, methods", [
-    ("fig3_mask_heatmaps", "fig3_scores.json", "layer2 own", {"dropout", "spatial", "dropblock", "am", "sm", "ad", "released"}),
+    ("fig3_mask_heatmaps", "fig3_scores.json", "layer2 own", DROPS),
     ("fig6_cam", "fig6_scores.json", "ap", {"none", "dropout", "dropblock", "ad"}),
     ("fig7_activations", "fig7_shapes_scores.json", "layer4.1.bn2 mean", {"none", "dropblock", "ad"}),
 ])
@@ -284,8 +296,7 @@ def test_every_parameter_of_a_figure_is_explained():
 def test_importing_the_analysis_loads_nothing_heavy():
     import subprocess
 
-    code = "import sys, attentiondrop_nb.evidence.inside; print([m for m in ('torchvision', 'pandas', 'scipy', 'matplotlib', 'ray', 'yaml') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "[]"
-    )
+    heavy = ("torchvision", "pandas", "scipy", "matplotlib", "ray", "yaml")
+    code = f"import sys, attentiondrop_nb.evidence.inside; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -38,7 +38,8 @@ def maps(shape, dtype=torch.float32, order="contiguous", seed=0):
         planes[0].sub_(0.8).relu_()
         planes[1].round_()
         planes[2].fill_(1.5)
-        planes[3, 0, 0], planes[4, -1, -1] = torch.nan, -torch.inf
+        planes[3, 0, 0] = torch.nan
+        planes[4, -1, -1] = -torch.inf
     return x.to(DEVICE, dtype).contiguous(memory_format=ORDERS[order])
 
 
@@ -50,9 +51,11 @@ def compare(x, kind, granularity, rescale, alpha, beta, seed):
     "Kernels and equations agree on `x`, forward and backward, for the γ that the kernels draw."
     alpha, seed = tensors(alpha, seed)
     options = {} if kind == "sm" else {"beta": beta}
-    a, b, grad = x.clone().requires_grad_(), x.clone().requires_grad_(), torch.randn_like(x)
+    a = x.clone().requires_grad_()
+    b = x.clone().requires_grad_()
+    grad = torch.randn_like(x)
     got = kernels.drop2d(a, alpha, seed, kind, top_beta_count(beta, x[0, 0].numel()), granularity, rescale)[0]
-    gamma = gpu.fused_gamma(x, alpha, seed, granularity).to(x.dtype)
+    gamma = gpu.drawn_gamma(x, alpha, seed, granularity).to(x.dtype)
     want = FUNCTIONS[kind](b, gamma=gamma, granularity=granularity, rescale=rescale, **options)
     assert got.stride() == x.stride() and got.dtype == x.dtype
     for g, w in ((got, want), (torch.autograd.grad(got, a, grad)[0], torch.autograd.grad(want, b, grad)[0])):
@@ -122,14 +125,14 @@ def test_the_threshold_of_lopsided_planes(dtype):
 def test_alpha_0_and_1():
     x = maps((1, 3, 8, 8))
     for granularity in GRANULARITIES:
-        assert (gpu.fused_gamma(x, *tensors(0.0, 1), granularity) == 0).all()
-        assert (gpu.fused_gamma(x, *tensors(1.0, 1), granularity) == 1).all()
+        assert (gpu.drawn_gamma(x, *tensors(0.0, 1), granularity) == 0).all()
+        assert (gpu.drawn_gamma(x, *tensors(1.0, 1), granularity) == 1).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
     x = maps((2, 16, 32, 32), order=order)
-    a, b = (gpu.fused_gamma(x, *tensors(0.3, seed), "element").flatten(0, 1) for seed in (5, 2**40 + 5))
+    a, b = (gpu.drawn_gamma(x, *tensors(0.3, seed), "element").flatten(0, 1) for seed in (5, 2**40 + 5))
     for g in (a, b):
         assert abs(g.mean() - 0.3) < 5 * (0.21 / g.numel()) ** 0.5
     for p, q in ((a, b), (a[1:], a[:-1])):
@@ -139,19 +142,19 @@ def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
 @pytest.mark.parametrize("shape", [(2, 20, 3, 3), (3, 5, 16, 16), (1, 33, 6, 5)], ids=str)
 def test_the_memory_layout_does_not_change_the_draws(shape):
     for granularity in GRANULARITIES:
-        a, b = (gpu.fused_gamma(maps(shape, order=order), *tensors(0.5, 3), granularity) for order in ORDERS)
+        a, b = (gpu.drawn_gamma(maps(shape, order=order), *tensors(0.5, 3), granularity) for order in ORDERS)
         assert a.equal(b)
 
 
 def test_one_coin_for_a_map_or_a_sample():
     x = maps((6, 8, 4, 4))
-    g = gpu.fused_gamma(x, *tensors(0.5, 3), "map")
+    g = gpu.drawn_gamma(x, *tensors(0.5, 3), "map")
     assert (
         g.equal(g[:, :, :1, :1].expand_as(x))
         and len(g[:, :, 0, 0].unique(dim=0)) > 1
         and len(g[:, :, 0, 0].T.unique(dim=0)) > 1
     )
-    g = gpu.fused_gamma(x, *tensors(0.5, 3), "sample")
+    g = gpu.drawn_gamma(x, *tensors(0.5, 3), "sample")
     assert g.equal(g[:, :1, :1, :1].expand_as(x)) and 0 < g.mean() < 1
 
 
@@ -196,7 +199,10 @@ def test_twice_differentiable():
     torch.testing.assert_close(weight * x, y)
 
 
-@pytest.mark.parametrize("alpha", [1.0, torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64)], ids=["float", "tensor", "float64"])
+ONES = {"float": 1.0, "tensor": torch.tensor(1.0), "float64": torch.tensor(1.0, dtype=torch.float64)}
+
+
+@pytest.mark.parametrize("alpha", ONES.values(), ids=ONES)
 def test_alpha_is_read_once(alpha):
     x = torch.randn(1, 2, 6, 6, device=DEVICE, requires_grad=True)
     alpha = alpha.to(DEVICE) if isinstance(alpha, torch.Tensor) else alpha
@@ -219,7 +225,8 @@ def test_opcheck(order):
 
 
 def test_ten_bytes_a_plane_are_kept_in_bfloat16():
-    x, kept = torch.randn(2, 8, 16, 16, device=DEVICE).bfloat16().requires_grad_(), []
+    x = torch.randn(2, 8, 16, 16, device=DEVICE).bfloat16().requires_grad_()
+    kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     extra = [t for t in kept if t.data_ptr() != x.data_ptr()]
@@ -247,7 +254,8 @@ class Fused(torch.nn.Module):
 
 def test_under_data_parallel_training(one_process):
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Fused()).to(DEVICE)
-    x, grads = torch.randn(2, 3, 8, 8, device=DEVICE), []
+    x = torch.randn(2, 3, 8, 8, device=DEVICE)
+    grads = []
     for model in (net, torch.nn.parallel.DistributedDataParallel(net)):
         net.zero_grad()
         for _ in range(2):  # DDP writes the buffers anew before each forward pass, α among them
@@ -305,7 +313,8 @@ def test_a_replayed_graph_draws_anew():
 
 @on_gpu
 def test_a_captured_layer_draws_anew():
-    layer, x = ad.AttentionDrop2d(0.5).to(DEVICE), torch.randn(4, 8, 16, 16, device=DEVICE)
+    layer = ad.AttentionDrop2d(0.5).to(DEVICE)
+    x = torch.randn(4, 8, 16, 16, device=DEVICE)
     layer(x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -320,7 +329,8 @@ def test_a_captured_layer_draws_anew():
 @on_gpu
 def test_a_compiled_network_is_not_compiled_again_as_alpha_moves():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), ad.AttentionDrop2d(0.0)).to(DEVICE)
-    x, compiled = torch.randn(4, 3, 16, 16, device=DEVICE), torch.compile(net, fullgraph=True)
+    x = torch.randn(4, 3, 16, 16, device=DEVICE)
+    compiled = torch.compile(net, fullgraph=True)
     compiled(x).sum().backward()
     for alpha in (0.05, 0.1, 1.0):
         net[2].set_alpha(alpha)
@@ -345,7 +355,8 @@ def test_memory_that_the_layer_keeps_and_needs():
     kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before, size = torch.cuda.memory_allocated(), x.numel() * 2
+    before = torch.cuda.memory_allocated()
+    size = x.numel() * 2
     y = kernels.fast_drop2d(x, 0.1, "ad", 20.0, "element", "map", None)
     assert torch.cuda.memory_allocated() - before - size <= 0.01 * size
     assert torch.cuda.max_memory_allocated() - before - size <= 0.01 * size
@@ -354,7 +365,8 @@ def test_memory_that_the_layer_keeps_and_needs():
 
 @on_gpu
 def test_no_call_waits_for_the_device():
-    x, layer = torch.randn(4, 8, 16, 16, device=DEVICE, requires_grad=True), ad.AttentionDrop2d(0.5).to(DEVICE)
+    x = torch.randn(4, 8, 16, 16, device=DEVICE, requires_grad=True)
+    layer = ad.AttentionDrop2d(0.5).to(DEVICE)
     layer(x).sum().backward()  # compiled
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -385,20 +397,22 @@ from attentiondrop_nb.speed import gpu, kernels
 
 halves = ("x_ptr", "values_ptr", "out_ptr", "bounds_ptr")
 for name, dtype, constants in json.load(open(sys.argv[1])):
-    types = {"scale_ptr": "*fp32", "alpha_ptr": "*fp32", "seed_ptr": "*i64", "z": "fp32"} | dict.fromkeys(halves, "*" + dtype)
+    types = {"scale_ptr": "*fp32", "alpha_ptr": "*fp32", "seed_ptr": "*i64", "z": "fp32"}
+    types |= dict.fromkeys(halves, "*" + dtype)
     kernel = getattr(kernels, name, None) or getattr(gpu, name, None) or getattr(gpu, f"_{name}")
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr")}  # as tensors are
+    pointers = [i for i, n in enumerate(kernel.arg_names) if n.endswith("_ptr")]
+    aligned = {(i,): [["tt.divisibility", 16]] for i in pointers}  # as tensors are
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
     print(json.dumps([name, dtype, constants["ROWS"], done.metadata.shared]))
 """
 
 LAYOUTS = {
-    "contiguous": dict(s_c=1024, s_u=1, HW=1024, ROWS=1, B=1024),
-    "small": dict(s_c=256, s_u=1, HW=256, ROWS=4, B=256),
-    "channels_last": dict(s_c=1, s_u=20, HW=49, ROWS=16, B=64),
+    "contiguous": dict(stride_plane=1024, stride_unit=1, HW=1024, ROWS=1, B=1024),
+    "small": dict(stride_plane=256, stride_unit=1, HW=256, ROWS=4, B=256),
+    "channels_last": dict(stride_plane=1, stride_unit=20, HW=49, ROWS=16, B=64),
 }
 CHOICES = [  # every value of every option at least once
     ("forward_kernel", "bf16", "contiguous", "ad", "element", "map"),

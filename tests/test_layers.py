@@ -4,6 +4,8 @@ import json
 import math
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import attentiondrop_nb as ad
-from attentiondrop_nb.method.adaptive import shape_mask, top_beta_threshold
 from attentiondrop_nb.checks import FLOATS
+from attentiondrop_nb.layers.layers import FAST_CODE
+from attentiondrop_nb.method.adaptive import shape_mask, top_beta_threshold
 from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES, apply_mask, sample_gamma
 from attentiondrop_nb.method.soft import min_max_normalize
 
@@ -69,7 +72,12 @@ def small_maps(draw):
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(small_maps(), st.sampled_from(METHODS), st.sampled_from(RESCALES), st.sampled_from([0.1, 5, 20, 33.3, 50, 99.9, 100]))
+@given(
+    small_maps(),
+    st.sampled_from(METHODS),
+    st.sampled_from(RESCALES),
+    st.sampled_from([0.1, 5, 20, 33.3, 50, 99.9, 100]),
+)
 def test_against_plain_python(x_gamma, method, rescale, beta):
     x, gamma = x_gamma
     want = torch.tensor(
@@ -108,7 +116,7 @@ def test_dtype_and_layout(method, dtype, layout, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("shape", [(5, 3, 7, 7), (41, 1, 11, 11), (1, 2, 22, 44)])  # sizes n for which n · (1/n) is not 1
+@pytest.mark.parametrize("shape", [(5, 3, 7, 7), (41, 1, 11, 11), (1, 2, 22, 44)])  # n for which n · (1/n) is not 1
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", METHODS)
 def test_alpha_zero_is_the_identity_to_the_bit(method, dtype, shape, device):
@@ -171,7 +179,8 @@ def test_the_factor_is_between_one_and_the_number_of_pixels(method):
 
 
 def test_masks_are_constants_to_autograd():
-    x, mask = maps(2, 2, 4, 4), torch.rand(2, 2, 4, 4).requires_grad_()
+    x = maps(2, 2, 4, 4)
+    mask = torch.rand(2, 2, 4, 4).requires_grad_()
     assert not apply_mask(x, mask, "map").requires_grad
     y = apply_mask(x.requires_grad_(), mask, "map")
     assert torch.autograd.grad(y.sum(), mask, allow_unused=True) == (None,)
@@ -254,7 +263,8 @@ def test_alpha_of_any_kind_of_number(method):
 
 def test_schedule_moves_the_buffer_in_place_and_checks_what_it_loads():
     layer = ad.AttentionDrop2d()
-    place, schedule = layer.alpha.data_ptr(), ad.LinearSchedule(layer, 0, np.float64(0.5), np.int64(2))
+    place = layer.alpha.data_ptr()
+    schedule = ad.LinearSchedule(layer, 0, np.float64(0.5), np.int64(2))
     for want in (0.25, 0.5, 0.5):
         schedule.step()
         assert float(layer.alpha) == want and layer.alpha.data_ptr() == place
@@ -284,7 +294,8 @@ def network(method="ad", **kwargs):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast_and_half_models(method):
-    layer, conv = MODULES[method](0.5), nn.Conv2d(3, 4, 3)
+    layer = MODULES[method](0.5)
+    conv = nn.Conv2d(3, 4, 3)
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(conv(maps(2, 3, 8, 8)))
     assert out.dtype == torch.bfloat16 and out.isfinite().all()
@@ -321,14 +332,15 @@ def test_forward_mode(method, backend):
 
 
 def train_in_parallel(rank, folder):
-    "One of two processes: a backward pass of a network with a drop layer under DDP, and the same for its own images alone."
+    "One of two processes: a backward pass with a drop layer under DDP, and the same for its own images alone."
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), ad.AttentionDrop2d(0.5))
     net[2].set_alpha(0.1 + 0.4 * (rank == 0))  # DDP hands out the first process's buffers
     model = nn.parallel.DistributedDataParallel(net)
-    x, found = maps(4, 3, 8, 8, seed=rank), {}
+    x = maps(4, 3, 8, 8, seed=rank)
+    found = {}
     for name, net_or_ddp in (("together", model), ("alone", net)):
         torch.manual_seed(10 + rank)  # each process has draws of its own, the same for both
         net.zero_grad()
@@ -387,7 +399,8 @@ def test_default_backend_trains_a_block(no_recompiles):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), ad.AttentionDrop2d())
     schedule = ad.LinearSchedule(model, 0.0, 0.5, steps=2)
     compiled = torch.compile(model, fullgraph=True)
-    x, eager = maps(4, 3, 16, 16), copy.deepcopy(model)
+    x = maps(4, 3, 16, 16)
+    eager = copy.deepcopy(model)
     torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-4)  # α = 0: no coins, so the same numbers
     for _ in range(2):
         schedule.step()
@@ -461,7 +474,68 @@ def test_equations_check_their_input_too(function):
         min_max_normalize(X[0])
 
 
-@pytest.mark.parametrize("kwargs, says", [(dict(start=-1.0), "alpha is -1.0"), (dict(end=2), "alpha is 2"), (dict(steps=0), "steps is 0"), (dict(steps=1.5), "steps is 1.5"), (dict(steps=True), "steps is True")])
+BAD_SCHEDULES = [
+    (dict(start=-1.0), "alpha is -1.0"),
+    (dict(end=2), "alpha is 2"),
+    (dict(steps=0), "steps is 0"),
+    (dict(steps=1.5), "steps is 1.5"),
+    (dict(steps=True), "steps is True"),
+]
+
+
+@pytest.mark.parametrize("kwargs, says", BAD_SCHEDULES)
 def test_schedule_refuses_bad_arguments(kwargs, says):
     with pytest.raises(ValueError, match=says):
         ad.LinearSchedule(ad.AttentionDrop2d(), **kwargs)
+
+
+def in_a_fresh_process(code):
+    "What `code` prints in a Python that has imported nothing yet."
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+def test_fast_code_is_a_table_of_names():
+    assert set(FAST_CODE) == {"cpu", "cuda"}
+    assert all(type(name) is str and name.startswith("attentiondrop_nb.speed.") for name in FAST_CODE.values())
+
+
+def test_fast_code_is_imported_at_its_first_use():
+    code = """
+import sys
+import torch
+import attentiondrop_nb as ad
+loaded = lambda: sorted(name for name in sys.modules if name.startswith("attentiondrop_nb.speed."))
+layer, x = ad.AttentionDrop2d(), torch.rand(1, 2, 4, 4)
+seen = [loaded()]
+ad.attention_drop2d(x, backend="eager")
+layer.eval()(x)
+seen.append(loaded())
+layer.train()(x)
+print(*seen, loaded())
+"""
+    assert in_a_fresh_process(code) == "[] [] ['attentiondrop_nb.speed.cpu']"
+
+
+def test_fast_code_is_found_inside_torch_compile_too():
+    code = """
+import sys
+import torch
+from attentiondrop_nb.layers import layers
+
+def count(x):
+    return x * getattr(layers._FAST_FUNCTIONS, x.device.type).__module__.count("speed")
+
+assert "attentiondrop_nb.speed.cpu" not in sys.modules
+y = torch.compile(count, fullgraph=True, backend="aot_eager")(torch.ones(3))
+assert "attentiondrop_nb.speed.cpu" in sys.modules
+print(y.tolist())
+"""
+    assert in_a_fresh_process(code) == "[1.0, 1.0, 1.0]"
+
+
+@pytest.mark.parametrize("name", ["fused", "sparse", "triton", None])
+def test_an_unknown_backend_is_refused_with_the_allowed_ones(name):
+    with pytest.raises(ValueError, match=f"backend is {name!r}; one of 'auto', 'eager', 'fast' is needed"):
+        ad.attention_drop2d(torch.rand(1, 1, 4, 4), backend=name)

@@ -67,7 +67,8 @@ def hooks(model):
 
 @pytest.mark.parametrize("cnn", CNNS)
 def test_layers_behind_every_submodule_at_once(cnn):
-    model, x = seeded(CNNS[cnn]), images()
+    model = seeded(CNNS[cnn])
+    x = images()
     model.eval()  # so that finding the places leaves no trace in running means
     places = places_with_maps(model, x)
     assert len(places) > 10
@@ -97,14 +98,16 @@ def test_a_layer_works_each_time_its_submodule_is_called():
         def forward(self, x):
             return self.act(self.act(x))
 
-    model, x = Twice(), images()
+    model = Twice()
+    x = images()
     attach(model, {"act": lambda: ad.AttentionDrop2d(1.0)})
     once = ad.attention_drop2d(x.relu(), 1.0)
     assert model(x).equal(ad.attention_drop2d(once, 1.0)) and not model(x).equal(once)
 
 
 def test_the_submodule_decides_about_the_mode():
-    model, x = seeded(ad.ResNet18, width=4), images()
+    model = seeded(ad.ResNet18, width=4)
+    x = images()
     attach(model, {"layer1": lambda: ad.AttentionDrop2d(1.0)})
     model.train()
     model.layer1.eval()  # a frozen stage in a model that trains
@@ -119,7 +122,8 @@ def test_the_submodule_decides_about_the_mode():
 
 
 def test_layers_without_buffers_can_be_attached_too():
-    model, x = seeded(ad.ResNet18, width=4), images()
+    model = seeded(ad.ResNet18, width=4)
+    x = images()
     with attach(model, {"layer2": lambda: nn.Dropout2d(1.0)}):
         drop_everything = model(x)
         with pytest.raises(ValueError, match="no drop layer"):
@@ -158,7 +162,8 @@ def by_torch_save(pair):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch_save])
 def test_a_copy_has_layers_and_a_handle_of_its_own(duplicate):
-    model, x = seeded(ad.ResNet18, width=4), images()
+    model = seeded(ad.ResNet18, width=4)
+    x = images()
     handle = attach(model, {"layer1": lambda: ad.AttentionDrop2d(0.25)})
     twin, twin_handle = duplicate((model, handle))
     assert isinstance(twin_handle, Attached) and drop_layers(twin) == list(twin_handle.layers.values())
@@ -184,7 +189,8 @@ def test_the_model_alone_can_be_copied():
 
 
 def test_checkpoints_are_those_of_the_plain_model():
-    plain, model = seeded(ad.ResNet18, width=4), ad.ResNet18(width=4)
+    plain = seeded(ad.ResNet18, width=4)
+    model = ad.ResNet18(width=4)
     attach(model, {"layer1": ad.AttentionDrop2d})
     model.load_state_dict(plain.state_dict())
     plain.load_state_dict(model.state_dict())
@@ -246,9 +252,11 @@ COMPILED = {  # small ones: compiling takes its time
 @pytest.mark.parametrize("cnn", COMPILED)
 def test_compiles_whole_and_alpha_moves_without_recompiling(cnn, no_recompiles):
     make, names = COMPILED[cnn]
-    model, x = seeded(make), images()
+    model = seeded(make)
+    x = images()
     attach(model, {name: ad.AttentionDrop2d for name in names})
-    schedule, eager = ad.LinearSchedule(model, 0.0, 1.0, steps=2), copy.deepcopy(model)
+    schedule = ad.LinearSchedule(model, 0.0, 1.0, steps=2)
+    eager = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), eager(x))
     for _ in range(2):
@@ -263,7 +271,8 @@ def test_compiles_whole_and_alpha_moves_without_recompiling(cnn, no_recompiles):
 def test_compiled_model_sees_layers_come_and_go():
     torch._dynamo.reset()
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
-    compiled, x = torch.compile(model, fullgraph=True, backend="eager"), images()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = images()
     plain = compiled(x)
     for _ in range(2):
         with attach(model, {"2": lambda: ad.AttentionDrop2d(1.0)}):
@@ -280,7 +289,9 @@ def test_default_backend_trains_with_an_attached_layer(no_recompiles):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     attach(model, {"2": ad.AttentionDrop2d})
     schedule = ad.LinearSchedule(model, 0.0, 1.0, steps=1)
-    compiled, x, eager = torch.compile(model, fullgraph=True), images(side=16), copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True)
+    x = images(side=16)
+    eager = copy.deepcopy(model)
     torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-4)
     schedule.step()
     ad.LinearSchedule(eager, 1.0, 1.0)
@@ -304,7 +315,9 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.flat, self.pool = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.MaxPool2d(2, return_indices=True)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.flat = nn.Flatten()
+        self.pool = nn.MaxPool2d(2, return_indices=True)
         self.blocks = nn.ModuleList([nn.ReLU()])
         self.same = self.conv
 
@@ -387,7 +400,8 @@ def test_drop_layers_stand_where_drop_after_says(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_are_what_the_classifier_pools(name):
-    model, x = seeded(NETWORKS[name], 7, 4).eval(), images()
+    model = seeded(NETWORKS[name], 7, 4).eval()
+    x = images()
     maps = model.features(x)
     assert maps.shape == (4, 32, 4, 4) and maps.min() == 0
     torch.testing.assert_close(model(x), maps.flatten(2).mean(2) @ model.fc.weight.T + model.fc.bias)

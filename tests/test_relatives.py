@@ -1,4 +1,4 @@
-"What the related layers promise beyond the lesson: shapes, dtypes, layouts, gradients, checkpoints, schedules, compile, fx."
+"What the related layers promise beyond the lesson: shapes, dtypes, layouts, gradients, checkpoints, compile, fx."
 import copy
 import math
 import pickle
@@ -44,7 +44,8 @@ def test_cutout_zeros_one_clipped_square_in_all_channels(n, c, h, w, data):
     assert out[~hole].equal(x[~hole]) and (hole == hole[:, :1]).all()
     half = length // 2
     for image in hole[:, 0]:
-        rows, columns = image.any(1).nonzero().flatten().tolist(), image.any(0).nonzero().flatten().tolist()
+        rows = image.any(1).nonzero().flatten().tolist()
+        columns = image.any(0).nonzero().flatten().tolist()
         assert image.sum() == len(rows) * len(columns)  # a rectangle ...
         for line, side in ((rows, h), (columns, w)):
             centres = [k for k in range(side) if line == list(range(max(k - half, 0), min(k - half + length, side)))]
@@ -90,7 +91,10 @@ def test_dtype_shape_and_layout(layer, dtype, device):
         assert out.is_contiguous(memory_format=torch.channels_last) or not len(x)
 
 
-@pytest.mark.parametrize("layer", [ElementDropout2d, SpatialDropout2d, lambda a: DropBlock2d(a, 1), lambda a: ReleasedAttentionDrop2d(a, 1)])
+BLOCKS_OF_ONE = [lambda a: DropBlock2d(a, 1), lambda a: ReleasedAttentionDrop2d(a, 1)]
+
+
+@pytest.mark.parametrize("layer", [ElementDropout2d, SpatialDropout2d, *BLOCKS_OF_ONE])
 def test_single_pixels(layer):
     x = torch.rand(500, 4, 1, 1) + 1
     torch.manual_seed(0)
@@ -196,7 +200,8 @@ def test_copies_are_independent(copied):
 
 @pytest.mark.parametrize("layer", LIBRARY)
 def test_one_seed_gives_one_draw(layer):
-    x, outs = maps(2, 8, 16, 16), []
+    x = maps(2, 8, 16, 16)
+    outs = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         outs.append(layer(0.3)(x))
@@ -214,7 +219,8 @@ def released_scalar_loop(x, masked, beta):
         for k in range(h):
             for j in range(w):
                 column = [x[i, q, k, j] for q in range(c)]
-                low, high = min(column), max(column)
+                low = min(column)
+                high = max(column)
                 for q, v in enumerate(column):
                     hat = (v - low) / (high - low + 1e-8)
                     mask[i, q, k, j] = 1 - hat if masked[i, q] and hat > beta else torch.ones((), dtype=x.dtype)
@@ -345,7 +351,9 @@ def test_measures_at_the_ends():
 class Sandwich(nn.Module):
     def __init__(self, layer):
         super().__init__()
-        self.below, self.layer, self.above = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(8, 4, 3, padding=1)
+        self.below = nn.Conv2d(3, 8, 3, padding=1)
+        self.layer = layer
+        self.above = nn.Conv2d(8, 4, 3, padding=1)
 
     def forward(self, x):
         return self.above(self.layer(self.below(x)))
@@ -354,7 +362,9 @@ class Sandwich(nn.Module):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_compiles_and_alpha_moves_without_recompiling(layer):
     torch._dynamo.reset()
-    model, x, graphs = Sandwich(layer(0.1)), maps(2, 3, 16, 16), []
+    model = Sandwich(layer(0.1))
+    x = maps(2, 3, 16, 16)
+    graphs = []
     compiled = torch.compile(model, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
     schedule = LinearSchedule(model, 0.0, 0.5, steps=12)
     torch.testing.assert_close(compiled(x), model.above(model.below(x)))  # α = 0
@@ -379,7 +389,8 @@ def test_compiled_eval_has_one_graph():
 @pytest.mark.parametrize("training", [True, False])
 def test_torch_fx_sees_a_layer_as_one_node_or_none(layer, training):
     model = Sandwich(layer(0.3)).train(training)
-    traced, x = torch.fx.symbolic_trace(model), maps(2, 3, 16, 16)
+    traced = torch.fx.symbolic_trace(model)
+    x = maps(2, 3, 16, 16)
     outs = []
     for m in (model, traced):
         torch.manual_seed(0)

@@ -23,17 +23,18 @@ def channel_normalize(x: Tensor) -> Tensor:
 
 # %% ../../nbs/2_layers/07_released.ipynb #58044407
 def plane_probability(region, alpha, block_size):
-    "Released variant: the probability [N, C, 1, 1] that a plane is masked, from its `region` [N, C, H, W] of zeros and ones."
-    h, w, r = *region.shape[2:], block_size // 2
+    "Released variant: the probability [N, C, 1, 1] that a plane is masked, from its `region` [N, C, H, W], 0 or 1."
+    h, w = region.shape[2:]
+    r = block_size // 2
     gamma_0 = alpha / block_size**2 * (h * w) / ((h - r) * (w - r))
     return (1 - (1 - gamma_0) ** region.sum((2, 3), keepdim=True)).clamp(max=0.25)
 
-
+# %% ../../nbs/2_layers/07_released.ipynb #3f78d0ff
 def released_mask(
     x: Tensor, alpha: float | Tensor = 0.1, block_size: int = 5, beta: float = 0.8, *,
     gamma: Tensor | None = None, generator: torch.Generator | None = None,
 ) -> Tensor:
-    "M of the released variant: 1 − F̂ where F̂ > β on the planes that `gamma` chooses, else 1. Autograd flows through F̂."
+    "M of the released variant: 1 − F̂ where F̂ > β on the planes that `gamma` chooses, else 1; F̂ has a gradient."
     f_hat = channel_normalize(x)
     region = f_hat > beta
     if gamma is None:

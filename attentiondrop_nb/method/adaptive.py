@@ -22,7 +22,7 @@ def top_beta_count(beta, pixels):
 def top_beta_threshold(x: Tensor, beta: float) -> Tensor:
     """F_top-β (Section 3.1): the k-th largest value of each plane, k = ⌈β/100 · H·W⌉.
 
-    x: [N, C, H, W] -> [N, C, 1, 1]; `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError on a bad argument.
+    x: [N, C, H, W] -> [N, C, 1, 1]; `beta` is in percent, 0 < β ≤ 100. Raises TypeError or ValueError.
     """
     check_maps(x)
     check_beta(beta)
@@ -47,8 +47,9 @@ def adaptive_drop(
 ) -> Tensor:
     """Adaptive mask (AM), Eq. 4–5, while training: with probability α drop a plane's top-β region.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1, to fix them.
-    The mask is a constant to autograd. Returns maps like `x`. Raises TypeError or ValueError.
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    gamma: the draws, 0/1, to fix them. The mask is a constant to autograd.
+    Returns maps like `x`. Raises TypeError or ValueError.
     """
     s = shape_mask(x.detach(), beta)  # Eq. 4
     if gamma is None:

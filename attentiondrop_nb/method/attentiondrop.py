@@ -27,8 +27,9 @@ def attention_drop(
 ) -> Tensor:
     """AttentionDrop (AD), Algorithm 1 from line 3 on: a coin of probability α dims the top-β region by its brightness.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100; gamma: the draws, 0/1, to fix them.
-    A constant plane has M = 1; a plane with NaN or Inf passes unchanged. The mask is a constant to autograd.
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    gamma: the draws, 0/1, to fix them. The mask is a constant to autograd.
+    A constant plane has M = 1; a plane with NaN or Inf passes unchanged.
     Returns maps like `x`. Raises TypeError or ValueError.
     """
     s = attention_mask(x.detach(), beta)  # lines 3-5

@@ -18,7 +18,8 @@ def min_max_normalize(x: Tensor) -> Tensor:
     "Eq. 6 on each plane of `x` [N, C, H, W]: 0 to 1, and 0 on a constant plane. Half types give float32."
     check_maps(x)
     x = widen(x)
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)  # F_min, F_max
+    low = x.amin((2, 3), keepdim=True)  # F_min
+    high = x.amax((2, 3), keepdim=True)  # F_max
     span = high - low
     return (x - low) / torch.where(span > 0, span, 1.0)  # F̂ = (F − F_min) / (F_max − F_min)
 

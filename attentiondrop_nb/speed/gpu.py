@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS', 'stretches', 'per_row', 'tile', 'fold', 'fetch', 'put', 'dense', 'tiling', 'row_sum', 'row_min', 'row_max',
            'look', 'to_key', 'to_float', 'keys', 'floats', 'count_above', 'first_guess', 'interpolate', 'kth_largest',
-           'search', 'draw_quads', 'draw_gamma', 'fused_gamma']
+           'search', 'draw_quads', 'draw_gamma', 'drawn_gamma']
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #6f6611be
 import statistics
@@ -28,29 +28,38 @@ def per_row(v):
     "A value for each row [ROWS] -> [1, ROWS, 1], to meet a tile [4, ROWS, B/4]."
     return v[None, :, None]
 
-
+# %% ../../nbs/5_speed/24_gpu.ipynb #a3d9bfa2
 @triton.jit
 def tile(
-    many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned, HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr
+    many, stride_image, stride_plane: tl.constexpr, stride_unit: tl.constexpr, unaligned,
+    HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
 ):
-    "This program's planes: their numbers, which exist; line by line where their units stand, which exist."
-    blocks = tl.cdiv(many, ROWS)
-    n, first = tl.program_id(0) // blocks, tl.program_id(0) % blocks * ROWS
-    c, unit = first + tl.arange(0, ROWS), tl.arange(0, B)[None, :]
-    plane, exists = n * many + c, c < many
-    if s_u == 1:  # a line is a stretch
+    """The ROWS planes of this program, of `many` planes an image -> plane, exists, at, inside.
+
+    plane [ROWS]: the numbers of the planes; exists [ROWS]: whether there is such a plane.
+    at [lines, units of a line]: where their units stand in memory; inside, alike: whether there is such a unit.
+    """
+    blocks = tl.cdiv(many, ROWS)  # programs for each image
+    image = tl.program_id(0) // blocks
+    first = tl.program_id(0) % blocks * ROWS
+    channel = first + tl.arange(0, ROWS)
+    unit = tl.arange(0, B)[None, :]
+    plane = image * many + channel
+    exists = channel < many
+    if stride_unit == 1:  # a line is a stretch
         line = tl.arange(0, 4 * ROWS)
-        c, unit = first + line % ROWS, (line // ROWS * (B // 4))[:, None] + tl.arange(0, B // 4)[None, :]
-    at = n.to(tl.int64) * s_n + (c.to(tl.int64) * s_c)[:, None] + unit * s_u
-    if s_u > 1:
+        channel = first + line % ROWS
+        unit = (line // ROWS * (B // 4))[:, None] + tl.arange(0, B // 4)[None, :]
+    at = image.to(tl.int64) * stride_image + (channel.to(tl.int64) * stride_plane)[:, None] + unit * stride_unit
+    if stride_unit > 1:
         at += unaligned  # 0; Triton cannot know, and so gives each thread one plane and not eight
-    return plane, exists, at, (c < many)[:, None] & (unit < HW)
+    return plane, exists, at, (channel < many)[:, None] & (unit < HW)
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #6d02f1c9
 @triton.jit
-def fold(x, s_u: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
+def fold(x, stride_unit: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
     "Lines, as `tile` places them, -> a tile [4, ROWS, B/4]."
-    if s_u == 1:
+    if stride_unit == 1:
         folded = x.reshape(4, ROWS, B // 4)
     else:
         folded = x.reshape(ROWS, 4, B // 4).permute(1, 0, 2)
@@ -58,43 +67,44 @@ def fold(x, s_u: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
 
 
 @triton.jit
-def fetch(ptr, at, inside, s_u: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
+def fetch(ptr, at, inside, stride_unit: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
     "Load a tile [4, ROWS, B/4]; 0 where there is no unit."
-    return fold(tl.load(ptr + at, inside, 0.0), s_u, ROWS, B)
+    return fold(tl.load(ptr + at, inside, 0.0), stride_unit, ROWS, B)
 
 
 @triton.jit
-def put(ptr, at, inside, x, s_u: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
+def put(ptr, at, inside, x, stride_unit: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
     "Store a tile [4, ROWS, B/4]."
-    if s_u == 1:
+    if stride_unit == 1:
         lines = x.reshape(4 * ROWS, B // 4)
     else:
         lines = x.permute(1, 0, 2).reshape(ROWS, B)
     tl.store(ptr + at, lines, inside)
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #4627de78
-def _is_channels_last(x):
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def dense(x):
     "`x` itself if it is contiguous or channels_last, else a contiguous copy."
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
-
+# %% ../../nbs/5_speed/24_gpu.ipynb #c479f41f
 def tiling(x):
     "Grid and arguments of a launch over the planes of `x`, contiguous or channels_last: about 1024 units a warp."
     N, C, H, W = x.shape
-    HW, B = H * W, max(16, triton.next_power_of_2(H * W))
+    HW = H * W
+    B = max(16, triton.next_power_of_2(HW))
     rows = max(1, 1024 // B)
     if _is_channels_last(x):  # neighbouring planes share each 32 bytes of memory: take them together
         rows = min(triton.next_power_of_2(C), max(rows, 32 // x.element_size()), 2**14 // B)
-        shape = dict(many=C, s_n=C * HW, s_c=1, s_u=C, ROWS=rows)
+        shape = dict(many=C, stride_image=C * HW, stride_plane=1, stride_unit=C, ROWS=rows)
     else:
-        shape = dict(many=N * C, s_n=0, s_c=HW, s_u=1, ROWS=rows)
+        shape = dict(many=N * C, stride_image=0, stride_plane=HW, stride_unit=1, ROWS=rows)
     grid = (N * C // shape["many"] * triton.cdiv(shape["many"], shape["ROWS"]),)
     warps = min(16, max(1, shape["ROWS"] * B // 1024))
     return grid, dict(planes=N * C, C=C, unaligned=0, HW=HW, B=B, num_warps=warps) | shape
+
+
+def _is_channels_last(x):
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #683c3f0b
 @triton.jit
@@ -117,7 +127,8 @@ def row_max(x):
 def look(x, real, HW: tl.constexpr):
     "Mean, F_min and F_max of each row of `x`, and whether all its units, and its span, are finite."
     mean = row_sum(x * (1.0 / HW))  # NaN or Inf if any unit is
-    low, high = row_min(tl.where(real, x, float("inf"))), row_max(tl.where(real, x, float("-inf")))
+    low = row_min(tl.where(real, x, float("inf")))
+    high = row_max(tl.where(real, x, float("-inf")))
     return mean, low, high, (mean - mean == 0) & (high - low < float("inf"))
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #c885c8de
@@ -132,6 +143,9 @@ def to_key(x):
 def to_float(key):
     "The float32 of a key."
     return (tl.abs(key) | (key & -2147483648)).to(tl.float32, bitcast=True)
+
+
+STEPS = {torch.bfloat16: 2**16, torch.float16: 2**13, torch.float32: 1}  # between the keys of neighbouring values
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #5a16c7f0
 def keys(x):
@@ -171,8 +185,9 @@ def kth_largest(x, low, high, guess, k, STEP: tl.constexpr):
 
     k or more units lie above key `a`, k or fewer above `b`.
     """
-    a, b, turn = to_key(low), to_key(high), 1
+    a, b = to_key(low), to_key(high)
     above_a, above_b = count_above(x, to_float(a)), tl.zeros_like(a)
+    turn = 1
     b = tl.where(above_a > k, b, a)  # else there is nothing to search
     a = tl.where(above_a < k, a - STEP, a)  # the k-th largest is F_min
     while tl.max((b - a).to(tl.uint32, bitcast=True), 0) > STEP:
@@ -190,9 +205,6 @@ def kth_largest(x, low, high, guess, k, STEP: tl.constexpr):
         guess = interpolate(a, b, above_a, above_b, k)
         turn += 1
     return row_min(tl.where(x > per_row(to_float(a)), x, float("inf"))), turn
-
-
-STEPS = {torch.bfloat16: 2**16, torch.float16: 2**13, torch.float32: 1}  # between the keys of neighbouring values
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #a487aca4
 @triton.jit
@@ -212,9 +224,11 @@ def _search_kernel(
 def search(x, k, rows=1):
     "The k-th largest of each row of `x` [planes, units] and the turns of its program, `rows` planes a program."
     planes, HW = x.shape
-    out, turns = torch.zeros(planes, device=x.device), torch.zeros(planes, dtype=torch.int32, device=x.device)
-    z, B = statistics.NormalDist().inv_cdf(1 - (k - 0.5) / HW), max(16, triton.next_power_of_2(HW))
-    _search_kernel[(triton.cdiv(planes, rows),)](x, out, turns, k, z, planes, HW=HW, ROWS=rows, B=B, STEP=STEPS[x.dtype])
+    out = torch.zeros(planes, device=x.device)
+    turns = torch.zeros(planes, dtype=torch.int32, device=x.device)
+    z = statistics.NormalDist().inv_cdf(1 - (k - 0.5) / HW)
+    shape = dict(HW=HW, ROWS=rows, B=max(16, triton.next_power_of_2(HW)), STEP=STEPS[x.dtype])
+    _search_kernel[(triton.cdiv(planes, rows),)](x, out, turns, k, z, planes, **shape)
     return out, turns
 
 # %% ../../nbs/5_speed/24_gpu.ipynb #1fd2a255
@@ -244,17 +258,17 @@ def draw_gamma(seed, alpha, plane, C, GRANULARITY: tl.constexpr, ROWS: tl.conste
 @triton.jit(do_not_specialize=["unaligned"])
 def _gamma_kernel(
     out_ptr, alpha_ptr, seed_ptr,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    planes, C, many, stride_image, stride_plane: tl.constexpr, stride_unit: tl.constexpr, unaligned,
     HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     GRANULARITY: tl.constexpr,
 ):
-    plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
+    plane, exists, at, inside = tile(many, stride_image, stride_plane, stride_unit, unaligned, HW, ROWS, B)
     gamma = draw_gamma(tl.load(seed_ptr), tl.load(alpha_ptr), plane, C, GRANULARITY, ROWS, B)
-    put(out_ptr, at, inside, gamma.to(tl.float32) + tl.zeros([4, ROWS, B // 4], tl.float32), s_u, ROWS, B)
+    put(out_ptr, at, inside, gamma.to(tl.float32) + tl.zeros([4, ROWS, B // 4], tl.float32), stride_unit, ROWS, B)
 
 
-def fused_gamma(x: Tensor, alpha: Tensor, seed: Tensor, granularity: str) -> Tensor:
-    "The γ that `drop2d` draws for `x` [N, C, H, W] with the same α and seed: float32, in the layout of `x`."
+def drawn_gamma(x: Tensor, alpha: Tensor, seed: Tensor, granularity: str) -> Tensor:
+    "The γ that the kernels draw for `x` [N, C, H, W] with the same α and seed: float32, in the layout of `x`."
     grid, shape = tiling(x)
     out = torch.empty_like(x, dtype=torch.float32)
     with torch.cuda.device_of(x):

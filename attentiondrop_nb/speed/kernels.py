@@ -65,45 +65,46 @@ def keep_rows(bounds_ptr, scale_ptr, planes, plane, exists, low, high, threshold
 @triton.jit(do_not_specialize=["unaligned"])
 def forward_kernel(
     x_ptr, out_ptr, bounds_ptr, scale_ptr, alpha_ptr, seed_ptr, k, z,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    planes, C, many, stride_image, stride_plane: tl.constexpr, stride_unit: tl.constexpr, unaligned,
     HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     KIND: tl.constexpr, GRANULARITY: tl.constexpr, RESCALE: tl.constexpr, STEP: tl.constexpr,
 ):
-    plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
-    stored = fetch(x_ptr, at, inside, s_u, ROWS, B)
+    plane, exists, at, inside = tile(many, stride_image, stride_plane, stride_unit, unaligned, HW, ROWS, B)
+    stored = fetch(x_ptr, at, inside, stride_unit, ROWS, B)
     x = stored.to(tl.float32)
     real = stretches(B) < HW  # the rest of a row is padding
     mean, low, high, finite = look(x, real, HW)  # line 3: F_min, F_max
     threshold = low
     if KIND != "sm":
-        guess, top = first_guess(x, mean, z, HW), tl.where(finite, high, low)  # a sick row has nothing to search
+        guess = first_guess(x, mean, z, HW)
+        top = tl.where(finite, high, low)  # a sick row has nothing to search
         threshold, _ = kth_largest(tl.where(real, x, float("-inf")), low, top, guess, k, STEP)  # line 4: F_top-β
     threshold = tl.where(finite, threshold, float("nan"))
     gamma = draw_gamma(tl.load(seed_ptr), tl.load(alpha_ptr), plane, C, GRANULARITY, ROWS, B)  # line 6
     mask = mask_rows(x, low, threshold, high - low, gamma, KIND)  # lines 3-5 and 7-11
     scale = scale_rows(mask, real, finite, HW, RESCALE)
     if RESCALE != "tensor":
-        put(out_ptr, at, inside, (x * (mask * per_row(scale))).to(stored.dtype), s_u, ROWS, B)  # line 12
+        put(out_ptr, at, inside, (x * (mask * per_row(scale))).to(stored.dtype), stride_unit, ROWS, B)  # line 12
     keep_rows(bounds_ptr, scale_ptr, planes, plane, exists, low, high, threshold, scale)
 
 # %% ../../nbs/5_speed/25_kernels.ipynb #1afdf8a8
 @triton.jit(do_not_specialize=["unaligned"])
 def weigh_kernel(
     values_ptr, x_ptr, out_ptr, bounds_ptr, scale_ptr, alpha_ptr, seed_ptr,
-    planes, C, many, s_n, s_c: tl.constexpr, s_u: tl.constexpr, unaligned,
+    planes, C, many, stride_image, stride_plane: tl.constexpr, stride_unit: tl.constexpr, unaligned,
     HW: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr,
     KIND: tl.constexpr, GRANULARITY: tl.constexpr,
 ):
-    plane, exists, at, inside = tile(many, s_n, s_c, s_u, unaligned, HW, ROWS, B)
-    values = fetch(values_ptr, at, inside, s_u, ROWS, B)
-    x = fetch(x_ptr, at, inside, s_u, ROWS, B).to(tl.float32)
+    plane, exists, at, inside = tile(many, stride_image, stride_plane, stride_unit, unaligned, HW, ROWS, B)
+    values = fetch(values_ptr, at, inside, stride_unit, ROWS, B)
+    x = fetch(x_ptr, at, inside, stride_unit, ROWS, B).to(tl.float32)
     low = tl.load(bounds_ptr + plane, exists, 0.0).to(tl.float32)
     high = tl.load(bounds_ptr + planes + plane, exists, 0.0).to(tl.float32)
     threshold = tl.load(bounds_ptr + 2 * planes + plane, exists, 0.0).to(tl.float32)
     scale = tl.load(scale_ptr + plane, exists, 1.0)
     gamma = draw_gamma(tl.load(seed_ptr), tl.load(alpha_ptr), plane, C, GRANULARITY, ROWS, B)
     mask = mask_rows(x, low, threshold, high - low, gamma, KIND)
-    put(out_ptr, at, inside, (values.to(tl.float32) * (mask * per_row(scale))).to(values.dtype), s_u, ROWS, B)
+    put(out_ptr, at, inside, (values.to(tl.float32) * (mask * per_row(scale))).to(values.dtype), stride_unit, ROWS, B)
 
 # %% ../../nbs/5_speed/25_kernels.ipynb #7e2ba44f
 def _tensor_scale(scale, bounds, pixels):
@@ -134,7 +135,8 @@ def drop2d(
     "The layer on `x` [N, C, H, W], and F_min, F_max, F_top-β [3, N·C] and the scale [N·C] of each plane."
     grid, shape = tiling(x)
     out = torch.empty_like(x)
-    bounds, scale = x.new_empty(3, shape["planes"]), x.new_empty(shape["planes"], dtype=torch.float32)
+    bounds = x.new_empty(3, shape["planes"])
+    scale = x.new_empty(shape["planes"], dtype=torch.float32)
     z = statistics.NormalDist().inv_cdf(1 - (k - 0.5) / shape["HW"])  # where a normal distribution has its k-th largest
     options = dict(KIND=kind, GRANULARITY=granularity, RESCALE=rescale, STEP=STEPS[x.dtype])
     with torch.cuda.device_of(x):
@@ -167,11 +169,11 @@ def _remember_weigh2d(ctx, inputs, output):
 
 
 def _drop2d_backward(ctx, grad, *_):
-    return weigh2d(grad, *ctx.saved_tensors, ctx.kind, ctx.granularity), *[None] * 6
+    return weigh2d(grad, *ctx.saved_tensors, ctx.kind, ctx.granularity), None, None, None, None, None, None
 
 
 def _weigh2d_backward(ctx, grad):
-    return weigh2d(grad, *ctx.saved_tensors, ctx.kind, ctx.granularity), *[None] * 7
+    return weigh2d(grad, *ctx.saved_tensors, ctx.kind, ctx.granularity), None, None, None, None, None, None, None
 
 
 drop2d.register_autograd(_drop2d_backward, setup_context=_remember_drop2d)

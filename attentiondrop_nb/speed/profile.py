@@ -47,6 +47,20 @@ def _marked(model):
             handle.remove()
 
 # %% ../../nbs/5_speed/26_profile.ipynb #3d7f1653
+def _sum_by_kind(events, gpu):
+    "Seconds of work by kind, from the profiler's events: a GPU's kernels, or a CPU's operations less what they call."
+    forward = {}  # sequence number of an operation -> its kind; the last with a number is the one that has it
+    seconds = Counter()
+    for e in events:
+        if e.device_type == DeviceType.CPU:
+            node = next((p for p in _lineage(e) if p.name.startswith("autograd::engine::evaluate_function")), None)
+            kind = _kind_of(e) if node is None else forward.get(node.sequence_nr, "loss, accuracy")
+            if node is None and e.sequence_nr >= 0:
+                forward[e.sequence_nr] = kind
+            seconds[kind] += (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6
+    return seconds
+
+# %% ../../nbs/5_speed/26_profile.ipynb #d2c74745
 def _lineage(event):
     "An event of the profiler and all those around it, from the inside out."
     while event is not None:
@@ -59,34 +73,20 @@ def _kind_of(event):
     names = ["optimizer" if e.name.startswith("Optimizer.") else e.name for e in _lineage(event)]
     return next((name for name in names if name in KINDS), "loss, accuracy")
 
-
-def _sum_by_kind(events, gpu):
-    "Seconds of work by kind, from the events of the profiler: a GPU's kernels, or a CPU's operations less what they call."
-    forward, seconds = (
-        {},
-        Counter(),
-    )  # forward: sequence number of an operation -> its kind; the last with a number is the one that has it
-    for e in events:
-        if e.device_type == DeviceType.CPU:
-            node = next((p for p in _lineage(e) if p.name.startswith("autograd::engine::evaluate_function")), None)
-            kind = _kind_of(e) if node is None else forward.get(node.sequence_nr, "loss, accuracy")
-            if node is None and e.sequence_nr >= 0:
-                forward[e.sequence_nr] = kind
-            seconds[kind] += (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6
-    return seconds
-
 # %% ../../nbs/5_speed/26_profile.ipynb #30418817
 def profile_epoch(trainer, epoch=train_epoch):
     """Seconds per step by kind of work, {kind: seconds}, in one call `epoch(trainer)`; call it once before, to warm up.
 
-    The profiler itself costs time too. Raises ValueError if the network is compiled, since its kernels belong to no one layer.
+    The profiler costs time too. Raises ValueError if the network is compiled: its kernels belong to no layer.
     """
     if trainer.config.compile:
-        raise ValueError(
-            "compile is True; a compiled network has no single layers left to time: profile a run with compile False"
-        )
+        remedy = "profile a run with compile False"
+        raise ValueError(f"compile is True; a compiled network has no single layers left to time: {remedy}")
     gpu = trainer.device.type == "cuda"
-    with _marked(trainer.model), profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]) as seen:
+    activities = [ProfilerActivity.CPU]
+    if gpu:
+        activities.append(ProfilerActivity.CUDA)
+    with _marked(trainer.model), profile(activities=activities) as seen:
         start = time.perf_counter()
         epoch(trainer)  # it ends with a look at the device, so a GPU has done its work
         wall = time.perf_counter() - start
