@@ -41,7 +41,7 @@ for word in own["do"].split():
 
 
 def quick_imports(folder):
-    "A PYTHONPATH under which papermill and Ray start in half the time: jsonschema loads a slow grammar, needed by nothing."
+    "A PYTHONPATH under which papermill and Ray start in half the time: jsonschema loads a slow grammar."
     (folder / "rfc3987_syntax.py").write_text("raise ImportError('not in these tests')\n")
     return str(folder)
 
@@ -58,7 +58,7 @@ def fake_notebook(folder):
 
 
 def fake_grid(folder, *todo):
-    "A grid with a seed for each of `todo`, what its run is to do; returns the planned runs. Called again, it changes them."
+    "A grid with a seed for each of `todo`, what its run is to do -> planned runs. Called again, it changes that."
     grid = {
         "name": "fake",
         "defaults": {"width": 4, "data_dir": str(folder)},

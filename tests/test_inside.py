@@ -13,14 +13,14 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score
 from torch import nn
 
+from attentiondrop_nb.evidence.figures import load_scores
 from attentiondrop_nb.evidence.inside import activation_counts, activations, average_precision, cam, capture
-from attentiondrop_nb.evidence.inside import find_region, find_runs
-from attentiondrop_nb.evidence.inside import iou, object_share, run_cams, share_of_object, share_on_object
+from attentiondrop_nb.evidence.inside import find_region, find_runs, iou, object_share, run_cams, share_of_object
+from attentiondrop_nb.evidence.inside import share_on_object
+from attentiondrop_nb.layers.removed import sample_mask
+from attentiondrop_nb.training.config import make_config, run_folder
 from attentiondrop_nb.training.datasets import load, subset
 from attentiondrop_nb.training.resnet import PreActResNet18, ResNet18
-from attentiondrop_nb.layers.removed import sample_mask
-from attentiondrop_nb.evidence.figures import load_scores
-from attentiondrop_nb.training.config import make_config, run_folder
 from attentiondrop_nb.training.runs import load_run, save_run, train
 
 EXPERIMENTS = Path(__file__).parent.parent / "nbs" / "experiments"

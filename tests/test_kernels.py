@@ -16,10 +16,10 @@ pytest.importorskip(
 )
 
 import attentiondrop_nb as ad
-from attentiondrop_nb.speed import gpu, kernels
 from attentiondrop_nb.method.adaptive import top_beta_count, top_beta_threshold
 from attentiondrop_nb.method.attentiondrop import attention_mask
 from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES
+from attentiondrop_nb.speed import gpu, kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUNCTIONS = {"am": ad.adaptive_mask_drop2d, "sm": ad.soft_mask_drop2d, "ad": ad.attention_drop2d}

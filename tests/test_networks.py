@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 import attentiondrop_nb as ad
-from attentiondrop_nb.layers.layers import drop_layers
 from attentiondrop_nb.layers.attach import Attached, attach
+from attentiondrop_nb.layers.layers import drop_layers
 from attentiondrop_nb.training.resnet import PreActResNet18
 
 DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -17,16 +17,13 @@ from papermill import inspect_notebook
 from torch._dynamo.testing import CompileCounter
 
 from attentiondrop_nb.speed import profile
+from attentiondrop_nb.speed.profile import profile_epoch
 from attentiondrop_nb.training import loop
 from attentiondrop_nb.training.batches import normalize
+from attentiondrop_nb.training.config import Config, make_config, run_name
 from attentiondrop_nb.training.datasets import load
-from attentiondrop_nb.speed.profile import profile_epoch
-from attentiondrop_nb.training.config import Config, make_config
-from attentiondrop_nb.training.loop import Trainer, draw_epoch, evaluate
-from attentiondrop_nb.training.runs import load_run, read_record
-from attentiondrop_nb.training.config import run_name
-from attentiondrop_nb.training.loop import train_epoch
-from attentiondrop_nb.training.runs import summary, train
+from attentiondrop_nb.training.loop import Trainer, draw_epoch, evaluate, train_epoch
+from attentiondrop_nb.training.runs import load_run, read_record, summary, train
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'METHODS', 'NETWORKS', 'PlainName', 'SAME_RUN', 'learning_rate', 'make_model', 'checked', 'Config',
            'check_values', 'refuse', 'unknown_name', 'make_config', 'find_device', 'find_precision', 'from_globals',
-           'check_parameters', 'is_same_run', 'run_name', 'run_folder']
+           'check_parameters', 'check_datasets', 'is_same_run', 'run_name', 'run_folder']
 
 # %% ../../nbs/3_training/14_config.ipynb #51951837
 import hashlib
@@ -293,6 +293,16 @@ def check_parameters(namespace, **kinds):
         path = Path(getattr(values, name)) if name.endswith("_dir") else None
         if path is not None and path.exists() and not path.is_dir():
             raise ValueError(f"parameter {name!r} is {str(path)!r}, which is a file; the name of a folder is needed")
+
+
+def check_datasets(name, value, paper, records):
+    "'cifar10 svhn' -> list. ValueError on one that is neither among `paper`, this notebook's own, nor in `records`."
+    known = sorted({*paper, *(record["parameters"]["dataset"] for record in records)})
+    for dataset in value.split() or [value]:
+        if dataset not in known:
+            said = f"parameter {name!r} is {value!r}; {dataset!r} has no records here"
+            raise ValueError(f"{said}. Choose from {', '.join(known)}")
+    return value.split()
 
 
 _PLAIN = (str, int, float, bool, list, dict, type(None))
