@@ -9,7 +9,8 @@ import pytest
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
 
 from attentiondrop_nb.evidence.grids import plan, read_grid
-from attentiondrop_nb.evidence.sweeps import is_locked, main, state
+from attentiondrop_nb.evidence.sweeps import main
+from attentiondrop_nb.evidence.worker import is_locked, state
 from attentiondrop_nb.training.runs import read_record
 
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]

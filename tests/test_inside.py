@@ -14,9 +14,9 @@ from sklearn.metrics import average_precision_score
 from torch import nn
 
 from attentiondrop_nb.evidence.figures import load_scores
-from attentiondrop_nb.evidence.inside import activation_counts, activations, average_precision, cam, capture
-from attentiondrop_nb.evidence.inside import find_region, find_runs, iou, object_share, run_cams, share_of_object
-from attentiondrop_nb.evidence.inside import share_on_object
+from attentiondrop_nb.evidence.inside import average_precision, cam, capture, find_region, iou
+from attentiondrop_nb.evidence.objects import activation_counts, activations, find_runs, object_share, run_cams
+from attentiondrop_nb.evidence.objects import share_of_object, share_on_object
 from attentiondrop_nb.layers.removed import sample_mask
 from attentiondrop_nb.training.config import make_config, run_folder
 from attentiondrop_nb.training.datasets import load, subset
@@ -297,6 +297,6 @@ def test_importing_the_analysis_loads_nothing_heavy():
     import subprocess
 
     heavy = ("torchvision", "pandas", "scipy", "matplotlib", "ray", "yaml")
-    code = f"import sys, attentiondrop_nb.evidence.inside; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, attentiondrop_nb.evidence.objects; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,7 +18,8 @@ from checkout import ROOT
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
 
 from attentiondrop_nb.evidence.grids import expand, plan, read_grid
-from attentiondrop_nb.evidence.sweeps import call_papermill, is_locked, main, state
+from attentiondrop_nb.evidence.sweeps import main
+from attentiondrop_nb.evidence.worker import call_papermill, is_locked, state
 from attentiondrop_nb.training.config import METHODS, make_config
 from attentiondrop_nb.training.runs import read_record
 
