@@ -166,3 +166,33 @@ def test_the_finder_of_ugly_code_finds():
     assert complaints("f(), g()") and complaints("a if b else c if d else e") and complaints("'x' * flag")
     assert complaints("x = 1  ".ljust(121, "#")) and complaints("def f():\n" + "".join(["    g()\n"] * 26))
     assert not complaints("def f():\n    'doc'\n    return (1, 2) if x else 3\n")
+
+
+MOST_CELLS, LONGEST_CELL = 60, 25
+PARAMETERS = 'dataset: str = "digits"'  # of a run: a list, one a line
+
+
+def is_import(source):
+    "Is a cell made of imports alone?"
+    body = ast.parse(source).body
+    return bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if re.match(r"\d+_", p.name)], ids=name)
+def test_a_lesson_opens_with_its_question_and_is_one_sitting(path):
+    cells = json.loads(path.read_text())["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    assert re.match(r"# .+\n\n> .+", texts[0]) and texts[1].startswith("## The question")
+    before = cells[: [("".join(c["source"])) for c in cells].index(texts[1])]
+    assert not [c for c in before if c["cell_type"] == "code" and is_import("".join(c["source"]))]
+    assert len(cells) <= MOST_CELLS and "notation.ipynb" in texts[1] + texts[2]
+    assert any("## Exercises" in text for text in texts)
+    assert path.parent.name == "5_speed" or any(re.search("leaves open|can and cannot say", text) for text in texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_cell_fits_on_a_screen(path):
+    for source in code_cells(path):
+        lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        one_class = any(isinstance(node, ast.ClassDef) for node in ast.parse(source).body)  # a class is one cell
+        assert len(lines) <= LONGEST_CELL or one_class or PARAMETERS in source, source[:200]

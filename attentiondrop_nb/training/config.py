@@ -294,7 +294,7 @@ def check_parameters(namespace, **kinds):
         if path is not None and path.exists() and not path.is_dir():
             raise ValueError(f"parameter {name!r} is {str(path)!r}, which is a file; the name of a folder is needed")
 
-
+# %% ../../nbs/3_training/14_config.ipynb #6c0e61b2
 def check_datasets(name, value, paper, records):
     "'cifar10 svhn' -> list. ValueError on one that is neither among `paper`, this notebook's own, nor in `records`."
     known = sorted({*paper, *(record["parameters"]["dataset"] for record in records)})
