@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from attentiondrop_nb.evidence import statistics, tables
-from attentiondrop_nb.evidence.sweeps import figures
+from attentiondrop_nb.evidence import figures, statistics, tables
 from attentiondrop_nb.training.config import Config, make_config, run_name
 
 EXPERIMENTS = ROOT / "nbs" / "experiments"

@@ -255,7 +255,7 @@ def _said_by(check, value):
     try:
         check(value)
     except ValueError as e:
-        return [f"parameter {e}"]
+        return [str(e)]
     return []
 
 # %% ../../nbs/3_training/14_config.ipynb #75840c7b
@@ -265,7 +265,7 @@ def find_device(name):
     names = ["cpu", *(["cuda"] if count else []), *(f"cuda:{k}" for k in range(count))]
     if name is None:
         return torch.device(names[1] if count else "cpu")
-    check_choice("'device'", name, names)
+    check_choice("parameter 'device'", name, names)
     return torch.device(name)
 
 
