@@ -191,14 +191,12 @@ def _draw_one(path, parameters, kept, jobs, stop):
     start = time.perf_counter()
     log = kept / f"{path.stem}.log"
     code = call_papermill(path, kept / path.name, parameters, log, jobs=jobs, stop=stop)
-    message = ""
+    seconds = time.perf_counter() - start
     if stop.is_set():
-        state = "interrupted"
-    elif code:
-        state, message = "failed", explain(code, log)
-    else:
-        state = "done"
-    return Outcome(path.stem, state, message, time.perf_counter() - start)
+        return Outcome(path.stem, "interrupted", "", seconds)
+    if code:
+        return Outcome(path.stem, "failed", explain(code, log), seconds)
+    return Outcome(path.stem, "done", "", seconds)
 
 
 def redraw(todo, kept, jobs=1):

@@ -30,7 +30,8 @@ def load_records(records_dir):
         raise FileNotFoundError(
             f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs"
         )
-    records, seen = [], {}
+    records = []
+    seen = {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/record.json")]):
         record = read_record(path)
         name = _name(record)
@@ -89,7 +90,9 @@ def _departures(parameters):
 
 def _run(record):
     "What is known about a run, by column."
-    data, machine, final = record["data"], record["environment"], record["final"]
+    data = record["data"]
+    machine = record["environment"]
+    final = record["final"]
     return _LATER | record["parameters"] | dict(
         precision=machine["precision"], trained_on=machine["device"],
         train_images=data["train"], test_images=data["test"],

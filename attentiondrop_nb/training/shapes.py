@@ -131,7 +131,8 @@ def _draw(outline, random, n, side=32):
 def _draw_split(n, random):
     "`n` pictures, as many of each class as of any other, in random order -> images, labels, masks."
     y = torch.from_numpy(random.permutation(np.arange(n) % len(_OUTLINES)))
-    x, masks = torch.empty(n, 3, 32, 32, dtype=torch.uint8), torch.empty(n, 32, 32, dtype=torch.bool)
+    x = torch.empty(n, 3, 32, 32, dtype=torch.uint8)
+    masks = torch.empty(n, 32, 32, dtype=torch.bool)
     for k, outline in enumerate(list(_OUTLINES.values())[:n]):
         for i in (y == k).nonzero()[:, 0].split(200):  # 200 pictures at a time stay in the cache
             x[i], masks[i] = _draw(outline, random, len(i))
