@@ -18,7 +18,8 @@ def normalized(f):
 
 def attention(method, f, beta):
     "S of Eq. 4 (am), Eq. 7 (sm) or Algorithm 1 (ad)."
-    t, hat = threshold(f, beta), normalized(f)
+    t = threshold(f, beta)
+    hat = normalized(f)
     cases = {
         "am": lambda v, h: 1.0 if v <= t else 0.0,
         "sm": lambda v, h: 1 - h,
@@ -39,7 +40,8 @@ def weights(method, x, gamma, beta, rescale):
     count = sum(len(m) * len(m[0]) for fs in masks for m in fs)
 
     def scale(f, m):
-        sum_m, numel = sum(v for row in m for v in row), len(m) * len(m[0])
+        sum_m = sum(v for row in m for v in row)
+        numel = len(m) * len(m[0])
         if rescale == "none" or not all(math.isfinite(v) for row in f for v in row):
             return 1.0
         top, bottom = {"literal": (1, sum_m), "map": (numel, sum_m), "tensor": (count, total)}[rescale]

@@ -64,7 +64,8 @@ def running_on(node, folder):
 def test_all_runs_finish_though_a_node_dies(cluster, tmp_path):
     runs = fake_grid(tmp_path, *["wait2 write"] * 5, "fail")
     arguments = tmp_path / "grid.yaml", "--out", tmp_path / "out", "--notebook", fake_notebook(tmp_path)
-    sweep, victim = start(cluster, *arguments), cluster.nodes[1]
+    sweep = start(cluster, *arguments)
+    victim = cluster.nodes[1]
     wait_until(lambda: running_on(victim, tmp_path) or sweep.poll() is not None)
     (killed,) = running_on(victim, tmp_path)
     assert state(next(run for run in runs if run.name == killed)) == "running"

@@ -72,13 +72,14 @@ def dump(path, value):
 
 def write_cifar(reader, root, monkeypatch, n=6):
     "CIFAR's batches, each row an image as red, green, blue planes; returns images and labels of train and test."
-    folder, label = root / reader.base_folder, "fine_labels" if reader is CIFAR100 else "labels"
-    x, y, sums = {}, {}, {}
+    folder = root / reader.base_folder
+    label = "fine_labels" if reader is CIFAR100 else "labels"
+    x = {}
+    y = {}
+    sums = {}
     for split, files in (("train", reader.train_list), ("test", reader.test_list)):
-        x[split], y[split] = (
-            pictures(n * len(files), 3, 32, 32),
-            RNG.integers(0, len(CLASSES[reader]), n * len(files)).tolist(),
-        )
+        x[split] = pictures(n * len(files), 3, 32, 32)
+        y[split] = RNG.integers(0, len(CLASSES[reader]), n * len(files)).tolist()
         for k, (file, _) in enumerate(files):
             part = slice(k * n, (k + 1) * n)
             batch = {
@@ -98,10 +99,13 @@ def write_cifar(reader, root, monkeypatch, n=6):
 
 def write_svhn(root, monkeypatch, n):
     "SVHN's Matlab files: X [32, 32, 3, n], y [n, 1] with 10 for the digit 0; returns images and digits."
-    x, y, listed = {}, {}, {}
+    x = {}
+    y = {}
+    listed = {}
     root.mkdir(parents=True, exist_ok=True)
     for split, (url, file, _) in SVHN.split_list.items():
-        x[split], y[split] = pictures(n[split], 3, 32, 32), np.arange(n[split]) % 10
+        x[split] = pictures(n[split], 3, 32, 32)
+        y[split] = np.arange(n[split]) % 10
         marks = np.where(y[split] == 0, 10, y[split]).astype(np.uint8)[:, None]
         savemat(root / file, {"X": x[split].transpose(2, 3, 1, 0), "y": marks}, do_compression=True)
         listed[split] = [url, file, md5(root / file)]
@@ -118,9 +122,12 @@ def write_fashion(root, monkeypatch, packed, n=9):
     "Fashion-MNIST's four idx files, packed with gzip as they are published, or unpacked; returns images and labels."
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    x, y, listed = {}, {}, []
+    x = {}
+    y = {}
+    listed = []
     for split, prefix in (("train", "train"), ("test", "t10k")):
-        x[split], y[split] = pictures(n, 28, 28), RNG.integers(0, 10, n, dtype=np.uint8)
+        x[split] = pictures(n, 28, 28)
+        y[split] = RNG.integers(0, 10, n, dtype=np.uint8)
         for file, array in ((f"{prefix}-images-idx3-ubyte", x[split]), (f"{prefix}-labels-idx1-ubyte", y[split])):
             path = raw / (file + ".gz" if packed else file)
             path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
@@ -310,7 +317,8 @@ def test_unknown_name(tmp_path, no_network):
 
 
 def write_npz(path, grey):
-    x, y = np.full((2, 8, 8, 3), grey, np.uint8), np.array([0, 1])
+    x = np.full((2, 8, 8, 3), grey, np.uint8)
+    y = np.array([0, 1])
     np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
 
 
@@ -362,7 +370,8 @@ def test_subset_is_balanced_nested_and_keeps_pairs(y, draw):
         and part.masks_train.sum((1, 2)).tolist() == which
     )
     assert whole.x_train[:n].equal(part.x_train) and part.x_test is data.x_test and part.masks_test is data.masks_test
-    counts, sizes = part.y_train.bincount(minlength=4).tolist(), [y.count(k) for k in range(4)]
+    counts = part.y_train.bincount(minlength=4).tolist()
+    sizes = [y.count(k) for k in range(4)]
     most = max(counts)
     assert all(c >= min(size, most - 1) for c, size in zip(counts, sizes))  # nobody is behind who has images left
 

@@ -35,14 +35,29 @@ def lesson_numbers():
     return numbers
 
 
+def names_at_the_top():
+    "{name: module} of what the package itself shows."
+    tree = ast.parse((ROOT / PACKAGE / "__init__.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: f"{PACKAGE}.{node.module}" for node in imports for alias in node.names}
+
+
+AT_THE_TOP = names_at_the_top()
+
+
 def imported_modules(tree):
-    "Dotted names of all that a syntax tree imports, in functions too; `from a.b import c` gives a.b and a.b.c."
+    """Dotted names of all that a syntax tree imports, in functions too; `from a.b import c` gives a.b and a.b.c.
+
+    What is imported from the package itself counts as imported from the module that defines it.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            if node.module == PACKAGE:
+                yield from (AT_THE_TOP[alias.name] for alias in node.names if alias.name in AT_THE_TOP)
 
 
 NUMBERS = lesson_numbers()
@@ -71,6 +86,7 @@ def test_the_finder_of_imports_finds():
     later = "def f():\n    from attentiondrop_nb.speed.cpu import fast_drop2d"
     assert wrong_imports([later], NUMBERS[f"{PACKAGE}.layers.layers"]) == [f"{PACKAGE}.speed.cpu"]
     assert not wrong_imports([later], NUMBERS[f"{PACKAGE}.speed.cpu"] + 1)
+    assert wrong_imports([f"from {PACKAGE} import attach"], 3) == [f"{PACKAGE}.layers.attach"]
     assert wrong_imports([f"import {PACKAGE}.speed.cpu as c"], 3) and wrong_imports(
         [f"from {PACKAGE}.speed import cpu"], 3
     )
@@ -118,6 +134,34 @@ def ugly(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             if any(isinstance(n, (ast.JoinedStr, ast.Constant)) and is_text(n) for n in (node.left, node.right)):
                 yield node.lineno, "text times something"
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            if isinstance(node.targets[0], ast.Tuple) and unrelated(node.value.elts) and not is_swap(node):
+                yield node.lineno, "unrelated things in one assignment"
+
+
+def unrelated(values):
+    "Are they of different kinds, or calls that share neither the function nor the arguments?"
+    if len({type(value) for value in values}) > 1:
+        return True
+    calls = [value for value in values if isinstance(value, ast.Call)]
+    functions = {getattr(call.func, "attr", ast.unparse(call.func)) for call in calls}
+    arguments = {tuple(map(ast.unparse, [*call.args, *call.keywords])) for call in calls}
+    return len(functions) > 1 and len(arguments) > 1
+
+
+def is_swap(node):
+    "Does a value need the old value of a name that is assigned in the same line?"
+    new = {n.id for n in ast.walk(node.targets[0]) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    return any(isinstance(n, ast.Name) and n.id in new for n in ast.walk(node.value))
+
+
+def joined_lines(tree):
+    "(line, what is wrong) of statements that share a line: `a(); b()`, `if a: b()`; a last `;` hides a plot's value."
+    for node in ast.walk(tree):
+        blocks = [getattr(node, block, None) for block in ("body", "orelse", "finalbody")]
+        starts = [statement.lineno for block in blocks if isinstance(block, list) for statement in block]
+        if len(set(starts)) < len(starts) or getattr(node, "lineno", 0) in starts:
+            yield getattr(node, "lineno", 1), "two statements in one line"
 
 
 def too_long(tree):
@@ -143,7 +187,8 @@ def body_lines(function):
 def complaints(source, length=True):
     "What is wrong with a source, a line each; `length`: the length of functions too."
     tree = ast.parse(source)
-    found = [f"line {line}: {what}" for line, what in [*ugly(tree), *(too_long(tree) if length else ())]]
+    wrong = [*ugly(tree), *joined_lines(tree), *(too_long(tree) if length else ())]
+    found = [f"line {line}: {what}" for line, what in wrong]
     long = [i for i, line in enumerate(source.splitlines(), 1) if len(line) > LONGEST_LINE]
     return found + [f"line {i}: longer than {LONGEST_LINE}" for i in long]
 
@@ -165,7 +210,9 @@ def test_tests_are_written_plainly(path):
 def test_the_finder_of_ugly_code_finds():
     assert complaints("f(), g()") and complaints("a if b else c if d else e") and complaints("'x' * flag")
     assert complaints("x = 1  ".ljust(121, "#")) and complaints("def f():\n" + "".join(["    g()\n"] * 26))
-    assert not complaints("def f():\n    'doc'\n    return (1, 2) if x else 3\n")
+    assert complaints("a = 1; b = 2") and complaints("if a: b()") and complaints("a, b = [], {}")
+    assert complaints("a, b = f(x), g(y)") and not complaints("a, b = f(x), g(x)") and not complaints("a, b = b, a + b")
+    assert not complaints("def f():\n    'doc'\n    return (1, 2) if x else 3\n") and not complaints("plot(x);")
 
 
 MOST_CELLS, LONGEST_CELL = 60, 25

@@ -361,14 +361,6 @@ def test_two_processes_share_gradients_and_alpha_but_no_draws(tmp_path):
 # Compile and export
 
 
-@pytest.fixture
-def no_recompiles():
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("method", METHODS)
 def test_compiles_whole_and_alpha_moves_without_recompiling(method, granularity, no_recompiles):

@@ -40,7 +40,8 @@ def seeded(make, *args, **kwargs):
 
 def places_with_maps(model, x):
     "The names of all submodules of `model` that return a 4-D float tensor, each submodule once."
-    names, handles = [], []
+    names = []
+    handles = []
     for name, module in model.named_modules():
         note = lambda m, i, o, name=name: names.append(name) if isinstance(o, torch.Tensor) and o.dim() == 4 else None
         handles.append(module.register_forward_hook(note))
@@ -230,14 +231,6 @@ def test_autocast():
 # Compile and export
 
 
-@pytest.fixture
-def no_recompiles():
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
 COMPILED = {  # small ones: compiling takes its time
     "post": (lambda: ad.ResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
     "pre": (lambda: PreActResNet18(width=4, drop=ad.AttentionDrop2d), ["layer1.0.conv1", "layer2"]),
@@ -302,7 +295,8 @@ def test_default_backend_trains_with_an_attached_layer(no_recompiles):
 
 
 def test_export_of_a_model_in_eval():
-    model, x = seeded(PreActResNet18, width=4), images()
+    model = seeded(PreActResNet18, width=4)
+    x = images()
     attach(model, {"layer1": ad.AttentionDrop2d})
     torch.testing.assert_close(torch.export.export(model.eval(), (x,)).module()(x), model(x))
 

@@ -26,7 +26,8 @@ shares = st.dictionaries(st.integers(0, 6), st.integers(0, 1000).map(lambda k: k
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(shares, shares)
 def test_paired_difference_is_that_of_scipy_over_the_common_seeds(a, b):
-    seeds, d = sorted(a.keys() & b.keys()), statistics.paired_difference(a, b)
+    seeds = sorted(a.keys() & b.keys())
+    d = statistics.paired_difference(a, b)
     assert d.n == len(seeds) and (
         d.n == 0 or math.isclose(d.mean, sum(a[s] - b[s] for s in seeds) / d.n, abs_tol=1e-12)
     )
@@ -237,7 +238,8 @@ def test_curves_have_the_epochs_that_were_evaluated_and_runs_that_stopped_keep_t
 
 def run(name, monkeypatch, **parameters):
     "Execute a notebook of nbs/experiments with `parameters`; returns what it displayed (objects) and its variables."
-    shown, space = [], {}
+    shown = []
+    space = {}
     monkeypatch.setattr("IPython.display.display", lambda *objects, **_: shown.extend(objects))
     for cell in json.loads((EXPERIMENTS / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":

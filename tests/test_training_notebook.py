@@ -203,7 +203,8 @@ def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, 
         "attentiondrop_nb.layers.layers._find_fast", lambda *args: None
     )  # the fast code draws other coins
     torch.compiler.reset()
-    values, frames = FAST | dict(method=method, train_images=320, epochs=2), []  # batches of 128, 128 and 64
+    values = FAST | dict(method=method, train_images=320, epochs=2)  # batches of 128, 128 and 64
+    frames = []
     if method == "dropblock":
         values |= dict(block_size=5)
     trainer = Trainer(make_config(values | dict(compile=True)), load("digits"))
@@ -221,7 +222,8 @@ def test_a_compiled_run_is_the_same_run_and_does_not_compile_again(monkeypatch, 
 
 
 def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
-    trainer, found = Trainer(make_config(FAST), load("digits")), []
+    trainer = Trainer(make_config(FAST), load("digits"))
+    found = []
     train_epoch(trainer)  # running means and deviations other than 0 and 1
     for pixels in (1, 100 * 32 * 32, 10**9):  # one image, 100 and 60 more, all of them
         monkeypatch.setattr(loop, "EVAL_PIXELS", {"cpu": pixels})

@@ -30,7 +30,8 @@ def links_from_the_root(text):
 
 def render(notebook=ROOT / "nbs" / "index.ipynb"):
     "The README's text, and its pictures as {path: bytes}."
-    parts, pictures = [], {}
+    parts = []
+    pictures = {}
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])
         if re.search(r"^#\|\s*hide", source, re.M):

@@ -181,12 +181,10 @@ def interpolate(a, b, above_a, above_b, k):
 # %% ../../nbs/5_speed/26_gpu.ipynb #45a3cf32
 @triton.jit
 def kth_largest(x, low, high, guess, k, STEP: tl.constexpr):
-    """The k-th largest of each row, exactly, and how often it counted.
-
-    k or more units lie above key `a`, k or fewer above `b`.
-    """
-    a, b = to_key(low), to_key(high)
-    above_a, above_b = count_above(x, to_float(a)), tl.zeros_like(a)
+    "The k-th largest of each row, exactly, and how often it counted."
+    a, b = to_key(low), to_key(high)  # k or more units lie above key a, k or fewer above b
+    above_a = count_above(x, to_float(a))
+    above_b = tl.zeros_like(a)
     turn = 1
     b = tl.where(above_a > k, b, a)  # else there is nothing to search
     a = tl.where(above_a < k, a - STEP, a)  # the k-th largest is F_min
