@@ -164,10 +164,13 @@ def _describe(data, stats):
 
 # %% ../../nbs/3_training/16_runs.ipynb #e7e14f7d
 def commit():
-    "The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout."
+    """The git commit of the package's checkout, with '-dirty' if it was edited.
+
+    A copy without its .git, in a container say, may have it in the variable ATTENTIONDROP_COMMIT; else None.
+    """
     root = Path(attentiondrop_nb.__file__).parent.parent
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("ATTENTIONDROP_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
