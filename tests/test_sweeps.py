@@ -310,8 +310,8 @@ def test_stop_after_begins_nothing_that_would_not_end_in_time(tmp_path, fake, ca
     assert main(fake) == 0 and len(starts(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("words", [["--stop-after", "0"], ["--stop-after", "nan"], ["--stop-after", "9", "--ray", "local"]])
+@pytest.mark.parametrize("words", [["0"], ["nan"], ["9", "--ray", "local"]], ids=" ".join)
 def test_stop_after_needs_seconds_and_this_machine(fake, capsys, words):
     with pytest.raises(SystemExit) as ended:
-        main([*fake, *words])
+        main([*fake, "--stop-after", *words])
     assert ended.value.code == 2 and "--stop-after is" in capsys.readouterr().err

@@ -34,7 +34,8 @@ def sizes(gpu):
     else:
         tests = ["-k", "alpha_0_and_1 or alpha_is_read_once"]
         training = dict(width=4, batch_size=32, images=128)
-        benchmark = dict(shapes="4x8x8x8", repeats=2, train_width=2, train_images=64, train_batches="32", train_repeats=2)
+        benchmark = dict(shapes="4x8x8x8", repeats=2, train_width=2)
+        benchmark |= dict(train_images=64, train_batches="32", train_repeats=2)
     return tests, training, benchmark
 
 
@@ -83,7 +84,7 @@ def make_trainer(method, width, batch_size, images):
 
 
 def profile_loop(method, training):
-    "Seconds a step of the loop, not compiled: by the clock (median of 5 passes), and by kind of work from the profiler."
+    "Seconds a step of the loop, not compiled: by the clock (median of 5 passes), and by kind of work."
     from attentiondrop_nb.speed.profile import profile_epoch
     from attentiondrop_nb.training.loop import train_epoch
 

@@ -244,22 +244,14 @@ def _make_parser():
     add("grid", help="YAML file: defaults, runs, exclude; see nbs/4_evidence/22_grids.ipynb")
     add("--out", default="runs", help="each run writes into OUT/<its name>; default: runs")
     add("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine; default: 1")
-    add(
-        "--stop-after",
-        type=float,
-        default=math.inf,
-        metavar="SECONDS",
-        help="begin no run that would not end by then, if it took as long as the slowest so far; not with --ray",
-    )
+    late = "begin no run that would not end by then, at the pace of the slowest so far; not with --ray"
+    add("--stop-after", type=float, default=math.inf, metavar="SECONDS", help=late)
     add("--dry-run", action="store_true", help="list the runs and their states, run nothing")
     add("--data-dir", help="where the data sets are; overrides the grid")
     add("--notebook", help="the notebook of one run; default: nbs/experiments/train.ipynb of the checkout")
     add("--redraw", action="store_true", help="then run the table and figure notebooks beside it on the runs in OUT")
-    add(
-        "--ray",
-        metavar="ADDRESS",
-        help="run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT",
-    )
+    cluster = "run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT"
+    add("--ray", metavar="ADDRESS", help=cluster)
     add("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
     return parser
 

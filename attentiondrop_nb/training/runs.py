@@ -164,13 +164,15 @@ def _describe(data, stats):
 
 # %% ../../nbs/3_training/16_runs.ipynb #e7e14f7d
 def commit():
-    """The git commit of the package's checkout, with '-dirty' if it was edited.
+    """The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout.
 
-    A copy without its .git, in a container say, may have it in the variable ATTENTIONDROP_COMMIT; else None.
+    Who carries a copy to another machine can say it in the variable ATTENTIONDROP_COMMIT, which goes first.
     """
+    if said := os.environ.get("ATTENTIONDROP_COMMIT"):
+        return said
     root = Path(attentiondrop_nb.__file__).parent.parent
     if not (root / ".git").exists():
-        return os.environ.get("ATTENTIONDROP_COMMIT")
+        return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
