@@ -389,6 +389,11 @@ def test_a_name_does_not_leave_its_folder(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_too_long_for_a_file_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data set 'aaa"):
+        load("".ljust(5000, "a"), tmp_path)
+
+
 def test_a_tilde_is_the_home_of_the_user(tmp_path, monkeypatch, no_network):  # noqa: F811
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

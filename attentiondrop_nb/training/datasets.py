@@ -429,9 +429,9 @@ def load(name, data_dir="data"):
     data_dir = Path(os.path.expanduser(data_dir))
     root = data_dir / name
     path = root.with_name(f"{name}.npz")
-    if path.is_file():
+    if os.path.isfile(path):
         return _read_npz(name, path)
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    if all(os.path.isdir(root / split) for split in ("train", "test")):
         return _read_folder(name, root)
     if name in _OFFICIAL:
         return _find_official(name, data_dir)
