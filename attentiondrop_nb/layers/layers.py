@@ -136,7 +136,7 @@ def adaptive_mask_drop2d(
 ) -> Tensor:
     """Adaptive mask (AM), Eq. 4–5: with probability α drop a plane's top-β region.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped; beta: percent, 0 < β ≤ 100;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -154,7 +154,7 @@ def soft_mask_drop2d(
 ) -> Tensor:
     """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -172,7 +172,7 @@ def attention_drop2d(
 ) -> Tensor:
     """AttentionDrop (AD), Algorithm 1: a coin of probability α dims the top-β region by its brightness.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped; beta: percent, 0 < β ≤ 100;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -284,7 +284,7 @@ class LinearSchedule:
     def load_state_dict(self, state: dict):
         "Go on from a `state_dict()`; sets α of all layers. Raises ValueError or TypeError on a bad number."
         self.start, self.end, self.steps, self.count = _check_schedule(**state)
-        t = min(self.count / self.steps, 1.0)
+        t = min(self.count, self.steps) / self.steps
         self.alpha = (1 - t) * self.start + t * self.end  # exact at both ends; a float: nothing is read from a device
         for layer in self.layers:
             layer.set_alpha(self.alpha)
