@@ -242,8 +242,8 @@ def draw_quads(seed, plane, ROWS: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def draw_gamma(seed, alpha, plane, C, GRANULARITY: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
     "Eq. 1: γ of each unit [4, ROWS, B/4], or of each row [1, ROWS, 1]: True with probability α."
-    share = tl.minimum(tl.where(alpha > 0, alpha, 0.0), 1.0)  # clamped, NaN as 0
-    limit = tl.minimum((share * 4294967296.0).to(tl.int64) - 2147483648, 2147483647).to(tl.int32)
+    alpha = tl.minimum(tl.where(alpha > 0, alpha, 0.0), 1.0)  # clamped, NaN as 0
+    limit = tl.minimum((alpha * 4294967296.0).to(tl.int64) - 2147483648, 2147483647).to(tl.int32)
     if GRANULARITY == "element":
         r = draw_quads(seed, plane, ROWS, B)
     else:
@@ -251,7 +251,7 @@ def draw_gamma(seed, alpha, plane, C, GRANULARITY: tl.constexpr, ROWS: tl.conste
         zero = tl.zeros_like(who)
         r, _, _, _ = tl.philox(seed, zero, who, zero, zero, n_rounds=7)
         r = per_row(r)
-    return (r.to(tl.int32, bitcast=True) < limit) | (limit == 2147483647)  # α = 1: the largest r is one more hit
+    return r.to(tl.int32, bitcast=True) < limit
 
 # %% ../../nbs/5_speed/26_gpu.ipynb #6562a9c9
 @triton.jit(do_not_specialize=["unaligned"])
