@@ -80,6 +80,33 @@ def test_capture_leaves_nothing_behind_and_is_not_overwritten():
     assert not any(m._forward_hooks for m in model.modules())
 
 
+def test_capture_names_what_returns_no_tensor():
+    pool = nn.Sequential(nn.MaxPool2d(2, return_indices=True))
+    with pytest.raises(ValueError, match="'0' returns a tuple; a tensor is needed"), capture(pool, ["0"]):
+        pool(torch.randn(1, 3, 8, 8))
+    assert not pool[0]._forward_hooks
+
+
+def test_cam_of_a_network_in_half_precision():
+    model = random_norms(ResNet18(7, width=8))
+    x = torch.randn(4, 3, 32, 32)
+    classes = torch.tensor([0, 6, 3, 3])
+    want = cam(model, x, classes)
+    half = cam(model.bfloat16(), x.bfloat16(), classes)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, want, rtol=0.1, atol=0.1 * float(want.abs().max()))
+    with pytest.raises(ValueError, match="does not score"):
+        cam(model, x.bfloat16(), classes, "layer3")
+
+
+def test_subset_takes_numpys_integers():
+    data = load("digits")
+    assert subset(data, np.int64(20)).x_train.equal(subset(data, 20).x_train)
+    for bad in (True, np.float64(20), np.int64(0)):
+        with pytest.raises(ValueError, match="train_images is"):
+            subset(data, bad)
+
+
 masks = arrays(bool, (6, 6)).filter(lambda m: m.any())
 few_values = arrays(np.float32, (6, 6), elements=st.sampled_from([-2, 0, 0.5, 1, 3]))
 

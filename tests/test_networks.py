@@ -5,6 +5,7 @@ import io
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 import attentiondrop_nb as ad
 from attentiondrop_nb.layers.attach import Attached, attach
 from attentiondrop_nb.layers.layers import drop_layers
+from attentiondrop_nb.layers.relatives import SpatialDropout2d
+from attentiondrop_nb.layers.released import ReleasedAttentionDrop2d
 from attentiondrop_nb.training.resnet import PreActResNet18
 
 DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -301,6 +304,18 @@ def test_export_of_a_model_in_eval():
     torch.testing.assert_close(torch.export.export(model.eval(), (x,)).module()(x), model(x))
 
 
+@pytest.mark.parametrize("make", [ad.AttentionDrop2d, SpatialDropout2d, ReleasedAttentionDrop2d, nn.Dropout2d])
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_fx_traces_an_attached_layer(make, training):
+    model = seeded(ad.ResNet18, width=4)
+    x = images()
+    attach(model, {"layer1": lambda: make(0.5), "layer2.0": lambda: make(0.5)})
+    traced = torch.fx.symbolic_trace(model.train(training))
+    assert seeded(traced, x).equal(seeded(model, x))
+    assert [node.name for node in traced.graph.nodes if "drop" in node.name] or not training
+    assert list(model.state_dict()) == list(ad.ResNet18(width=4).state_dict())
+
+
 # Errors
 
 
@@ -377,6 +392,15 @@ def test_tokens_are_no_maps():
 
 def test_both_networks_take_the_same_arguments():
     assert inspect.signature(PreActResNet18.__init__) == inspect.signature(ad.ResNet18.__init__)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numpys_integers_are_sizes_and_true_is_none(name):
+    model = NETWORKS[name](np.array([0, 6]).max() + 1, np.int8(4))
+    assert model.eval()(images()).shape == (4, 7) and "np." not in repr(model)
+    for bad in (dict(num_classes=True), dict(width=4.0), dict(num_classes=np.int64(0))):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} is .*a whole number"):
+            NETWORKS[name](**bad)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

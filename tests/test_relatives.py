@@ -122,8 +122,9 @@ def test_bad_arguments_are_named(layer):
             layer(bad)
     with pytest.raises(TypeError, match="torch.int64"):
         layer(0.1)(torch.ones(1, 1, 8, 8, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
-        layer(0.1)(torch.ones(3, 8, 8))
+    for training in (True, False):
+        with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
+            layer(0.1).train(training)(torch.ones(3, 8, 8))
 
 
 @pytest.mark.parametrize("bad", [0, 4, 2.5, True, "7"])
@@ -206,6 +207,83 @@ def test_one_seed_gives_one_draw(layer):
         torch.manual_seed(seed)
         outs.append(layer(0.3)(x))
     assert outs[0].equal(outs[1]) and not outs[0].equal(outs[2])
+
+
+class Elsewhere(torch.Tensor):
+    "Stands for a tensor on a GPU: a layer reads it only where PyTorch's count says that it has changed."
+
+    def __deepcopy__(self, memo):
+        return self.as_subclass(torch.Tensor).clone().as_subclass(Elsewhere)
+
+
+def fill(layer, alpha):
+    layer.alpha.fill_(alpha)
+
+
+def replace(layer, alpha):
+    layer.alpha = torch.full_like(layer.alpha, alpha)
+
+
+def copy_into(layer, alpha):
+    layer.alpha.detach().copy_(torch.tensor(alpha))
+
+
+def foreach(layer, alpha):
+    torch._foreach_copy_([layer.alpha], [torch.full_like(layer.alpha, alpha)])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("change", [fill, replace, copy_into, foreach])
+@pytest.mark.parametrize("layer", LIBRARY)
+def test_the_buffer_decides_whoever_wrote_it(layer, change, elsewhere):
+    layer = layer(0.0)
+    if elsewhere:
+        layer.alpha = layer.alpha.as_subclass(Elsewhere)
+    x = torch.rand(2, 8, 14, 14) + 1
+    assert layer.p == 0 and layer(x).equal(x)
+    for alpha in (1.0, 0.5, 0.0):
+        change(layer, alpha)
+        assert layer.p == alpha
+        twin = copy.deepcopy(layer)
+        for other in (0.25, 0.75, 1.0):  # as often as the first was changed
+            change(twin, other)
+        assert twin.p == 1 and not twin(x).equal(x) and layer.p == alpha
+
+
+@pytest.mark.parametrize("layer", LIBRARY)
+def test_an_averaged_model_drops_as_its_buffer_says(layer):
+    model = layer(0.0)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    model.set_alpha(0.5)
+    averaged.update_parameters(model)
+    assert averaged.module.p == 0.5
+
+
+@pytest.mark.parametrize("layer", LIBRARY)
+def test_data_and_numpy_write_the_buffer_too(layer):
+    layer = layer(0.0)
+    layer.alpha.data.fill_(1.0)
+    assert layer.p == 1
+    layer.alpha.numpy()[...] = 0.5
+    assert layer.p == 0.5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_alpha_is_checked_as_a_number_and_clamped_as_a_tensor(layer):
+    x = torch.rand(2, 8, 14, 14) + 1
+    for bad in (0.3 - 3 * 0.1, 1.0000001, math.nan):
+        with pytest.raises(ValueError, match="alpha is"):
+            layer().set_alpha(bad)
+        with pytest.raises(ValueError, match="alpha is"):
+            layer().load_state_dict({"alpha": torch.tensor(bad) if bad != bad else torch.tensor(2.0)})
+    for alpha, end in ((-0.5, 0.0), (2.0, 1.0), (math.nan, 0.0)):
+        outs = []
+        for value in (alpha, end):
+            made = layer()
+            made.alpha.fill_(value)
+            torch.manual_seed(0)
+            outs.append(made(x))
+        assert outs[0].equal(outs[1])
 
 
 # The released variant against autograd of plain loops
@@ -387,7 +465,7 @@ def test_compiled_eval_has_one_graph():
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_torch_fx_sees_a_layer_as_one_node_or_none(layer, training):
+def test_torch_fx_sees_a_layer_as_one_node(layer, training):
     model = Sandwich(layer(0.3)).train(training)
     traced = torch.fx.symbolic_trace(model)
     x = maps(2, 3, 16, 16)
@@ -399,4 +477,4 @@ def test_torch_fx_sees_a_layer_as_one_node_or_none(layer, training):
     ours = [
         node for node in traced.graph.nodes if getattr(node.target, "__module__", "").startswith("attentiondrop_nb.")
     ]
-    assert len(ours) == (1 if training or layer is ReleasedAttentionDrop2d else 0)
+    assert len(ours) == 1

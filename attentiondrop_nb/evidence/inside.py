@@ -9,12 +9,14 @@ __all__ = ['capture', 'class_maps', 'cam', 'upsample', 'draw_over', 'draw_heat',
 # %% ../../nbs/4_evidence/17_inside.ipynb #7c3b9279
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_maps
 from ..layers.attach import find_submodules
+from ..method.dropout import widen
 from ..method.soft import min_max_normalize
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #30d9cc74
@@ -22,12 +24,12 @@ from ..method.soft import min_max_normalize
 def capture(model, names):
     """Inside the `with`: copies of what the submodules `names` return in the last forward pass, a dict by name.
 
-    Raises ValueError on an unknown name.
+    Raises ValueError on an unknown name, and on a submodule that returns no tensor.
     """
     kept = {}
 
     def keep(name):
-        return lambda module, args, out: kept.update({name: out.detach().clone()})
+        return lambda module, args, out: kept.update({name: _copy_of(name, out)})
 
     hooks = [module.register_forward_hook(keep(name)) for name, module in find_submodules(model, names).items()]
     try:
@@ -35,6 +37,13 @@ def capture(model, names):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _copy_of(name, out):
+    "A copy of the tensor `out` that the submodule `name` returned; ValueError if it is none."
+    if not isinstance(out, Tensor):
+        raise ValueError(f"{name!r} returns a {type(out).__name__}; a tensor is needed: name a submodule inside it")
+    return out.detach().clone()
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #356ef4ec
 def class_maps(features: Tensor, weight: Tensor) -> Tensor:
@@ -47,21 +56,54 @@ def cam(model, x: Tensor, classes: Tensor, layer: str | None = None, fc: str = "
     """CAM of class `classes[n]` for each image x[n], at the resolution of the maps that are pooled: [N, h, w].
 
     layer: the submodule that returns those maps; None: `model.features(x)` does, as in our networks.
+    The model runs in eval mode, whatever its mode, and without autocast. Half types give float32.
     Raises ValueError unless the linear layer `fc` scores the mean over pixels of those maps.
     """
-    linear = model.get_submodule(fc)
-    with torch.no_grad(), capture(model, [fc] if layer is None else [layer, fc]) as kept:
-        model(x)
-        features = model.features(x) if layer is None else kept[layer]
-    if features.dim() == 4 and features.shape[1] == linear.in_features:
-        maps = class_maps(features, linear.weight)
-        scores = maps.mean((2, 3)) + (0 if linear.bias is None else linear.bias.detach())
-        if torch.allclose(scores, kept[fc], rtol=1e-3, atol=1e-3):
-            return maps[torch.arange(len(x), device=x.device), classes]
+    linear = _find_head(model, layer, fc)
+    with _in_eval(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        with capture(model, [fc] if layer is None else [layer, fc]) as kept:
+            model(x)
+            features = model.features(x) if layer is None else kept[layer]
+        if isinstance(features, Tensor) and features.dim() == 4 and features.shape[1] == linear.in_features:
+            maps = class_maps(widen(features), widen(linear.weight))
+            scores = maps.mean((2, 3)) + (0 if linear.bias is None else linear.bias.detach())
+            if _is_close(scores, kept[fc]):
+                return maps[torch.arange(len(x), device=x.device), classes]
     said = f"{fc!r} does not score the mean of what {layer or 'features'!r} returns"
     raise ValueError(f"{said}; CAM needs the maps that are pooled just before {fc!r}")
 
+# %% ../../nbs/4_evidence/17_inside.ipynb #352d284a
+def _find_head(model, layer, fc):
+    "The linear layer `fc` of `model`; ValueError if there is none, or if nothing says which maps it scores."
+    linear = find_submodules(model, [fc])[fc]
+    if not isinstance(linear, nn.Linear):
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        raise ValueError(f"{fc!r} is a {type(linear).__name__}; the name of a linear layer is needed: {names[-3:]}")
+    if layer is None and not callable(getattr(model, "features", None)):
+        name = type(model).__name__
+        raise ValueError(f"layer is None and {name} has no features(x); name the submodule whose maps are pooled")
+    return linear
 
+
+@contextmanager
+def _in_eval(model):
+    "Inside the `with` the model is in eval mode; afterwards each submodule is in its own mode again."
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_close(scores, given):
+    "Are `scores` those that the network gave, to the rounding of its dtype?"
+    tolerance = max(1e-3, 8 * torch.finfo(given.dtype).eps)
+    largest = max(1.0, float(given.abs().max()))
+    return torch.allclose(scores, given.to(scores.dtype), rtol=tolerance, atol=tolerance * largest)
+
+# %% ../../nbs/4_evidence/17_inside.ipynb #7a4159a5
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     "Maps [N, h, w] at the `size` of the image, bilinear, as CAMs are drawn."
     return F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
@@ -83,7 +125,7 @@ def draw_heat(ax, image, heat):
 def draw_outline(ax, truth, colour="#56B4E9"):
     "Draw the outline of a bool mask [H, W] over a picture of that size."
     h, w = truth.shape
-    ax.contour(torch.arange(w) + 0.5, torch.arange(h) + 0.5, truth.numpy(), levels=[0.5], colors=colour, linewidths=1.5)
+    ax.contour(np.arange(w) + 0.5, np.arange(h) + 0.5, truth.numpy(), levels=[0.5], colors=colour, linewidths=1.5)
 
 # %% ../../nbs/4_evidence/17_inside.ipynb #56e43e4b
 def find_region(score: Tensor, threshold: float = 0.2) -> Tensor:

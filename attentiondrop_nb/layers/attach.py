@@ -22,6 +22,8 @@ class _DropHook:
         self.drop_layer = drop_layer
 
     def __call__(self, module, args, out):
+        if isinstance(out, torch.fx.Proxy):  # torch.fx notes what is called: there are no maps yet
+            return self.drop_layer.forward(out) if module.training else None
         _check_maps_of(self.name, out)
         if not module.training:
             return None  # None: the output stays as it is

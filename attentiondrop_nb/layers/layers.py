@@ -56,7 +56,7 @@ def _why_eager(x, gamma):
         return f"there is fast code for {' and '.join(FAST_CODE)} alone"
     return _why_eager_on_cuda(x) if x.is_cuda else _why_eager_on_cpu()
 
-
+# %% ../../nbs/2_layers/05_layers.ipynb #d1ff929e
 def _why_eager_on_cuda(x):
     "The same, for what the kernels of a GPU ask for."
     if not _HAS_TRITON:
@@ -68,7 +68,16 @@ def _why_eager_on_cuda(x):
 
 def _why_eager_on_cpu():
     "The same, for a CPU."
-    return "on a CPU torch.compile fuses the equations itself" if torch.compiler.is_compiling() else None
+    if torch.compiler.is_compiling():
+        return "on a CPU torch.compile fuses the equations itself"
+    if _dispatch_modes():
+        return "a dispatch mode is at work, such as make_fx or FakeTensorMode, which must see every operation"
+    return None
+
+
+def _dispatch_modes():
+    "How many dispatch modes are active; what NumPy does is hidden from them."
+    return torch._C._len_torch_dispatch_stack() + torch._ops._len_torch_dispatch_stack_pre_dispatch()
 
 # %% ../../nbs/2_layers/05_layers.ipynb #09cb381c
 class _FastFunctions(ModuleType):
@@ -93,6 +102,7 @@ def _drop2d(kind, x, alpha, beta, training, backend, **options):
     _check_call(x, alpha, beta, **options)
     if not training:
         return x  # Algorithm 1, lines 1-2
+    alpha = alpha if isinstance(alpha, Tensor) else float(alpha)
     fast = _find_fast(x, options["gamma"], backend)
     if fast:
         return fast(x, alpha, kind, beta, options["granularity"], options["rescale"], options["generator"])
@@ -126,7 +136,7 @@ def adaptive_mask_drop2d(
 ) -> Tensor:
     """Adaptive mask (AM), Eq. 4–5: with probability α drop a plane's top-β region.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped; beta: percent, 0 < β ≤ 100;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -144,7 +154,7 @@ def soft_mask_drop2d(
 ) -> Tensor:
     """Soft mask (SM), Eq. 6–9: with probability α dim a unit by its normalised brightness.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -162,7 +172,7 @@ def attention_drop2d(
 ) -> Tensor:
     """AttentionDrop (AD), Algorithm 1: a coin of probability α dims the top-β region by its brightness.
 
-    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor; beta: percent, 0 < β ≤ 100;
+    x: maps [N, C, H, W]; alpha: in [0, 1], or a 0-dim tensor, clamped; beta: percent, 0 < β ≤ 100;
     gamma: the draws, 0/1, to fix them; granularity: "element", "map", "sample";
     rescale: "none", "literal", "map", "tensor"; backend: "auto", "eager", "fast".
     The mask is a constant to autograd.
@@ -182,16 +192,23 @@ class DropLayer2d(nn.Module):
         super().__init__()
         check_alpha(alpha)
         alpha = torch.as_tensor(alpha, dtype=torch.float32).detach().clone()
-        check_alpha(0.0 if alpha.is_meta else float(alpha))  # here a tensor's value may be read
         self.register_buffer("alpha", alpha)
+        _check_buffer(self)  # here a tensor's value may be read
+        self.register_load_state_dict_post_hook(_check_buffer)
 
     def set_alpha(self, alpha: float):
-        "Change α in place: nothing is read from the device, nothing is compiled again."
+        "Change α in place: nothing is read from the device, nothing is compiled again. Raises on a bad number."
+        check_alpha(alpha)
         self.alpha.fill_(alpha)
 
     def extra_repr(self):
         alpha = "?" if self.alpha.is_meta else format(float(self.alpha), ".4g")
         return ", ".join([f"alpha={alpha}", *(f"{name}={getattr(self, name)!r}" for name in self._options)])
+
+
+def _check_buffer(layer, incompatible_keys=None):
+    "Raise unless the buffer `alpha` of `layer`, when it is made or has come from a checkpoint, is in [0, 1]."
+    check_alpha(0.0 if layer.alpha.is_meta else float(layer.alpha))
 
 # %% ../../nbs/2_layers/05_layers.ipynb #86677110
 class AdaptiveMaskDrop2d(DropLayer2d):
@@ -267,7 +284,7 @@ class LinearSchedule:
     def load_state_dict(self, state: dict):
         "Go on from a `state_dict()`; sets α of all layers. Raises ValueError or TypeError on a bad number."
         self.start, self.end, self.steps, self.count = _check_schedule(**state)
-        t = min(self.count / self.steps, 1.0)
+        t = min(self.count, self.steps) / self.steps
         self.alpha = (1 - t) * self.start + t * self.end  # exact at both ends; a float: nothing is read from a device
         for layer in self.layers:
             layer.set_alpha(self.alpha)

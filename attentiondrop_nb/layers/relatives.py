@@ -43,17 +43,36 @@ class _LibraryDrop2d(DropLayer2d):
     A class names its function in `drop`, which torch.compile leaves alone: one graph break, no recompile for a new α.
     """
 
+    _known = (None, None, 0.0)  # a buffer, how often it had been changed in place, and the number in it
+
     def __init__(self, alpha: float = 0.1):
         super().__init__(alpha)
-        self.p = _float32_of(alpha)
-        self.register_load_state_dict_post_hook(_refresh_p)
+        self._note(alpha)
 
     def set_alpha(self, alpha: float):
         super().set_alpha(alpha)
-        self.p = _float32_of(alpha)
+        self._note(alpha)
+
+    def _note(self, alpha):
+        "Remember that the buffer, as it is now, holds `alpha`."
+        self._known = (self.alpha, _changes(self.alpha), _float32_of(_number_of(alpha)))
+
+    @property
+    def p(self) -> float:
+        "α in [0, 1] as the buffer holds it. To read it, a GPU is waited for only after a change that was not ours."
+        buffer, changes, _ = self._known
+        at_hand = type(self.alpha) is Tensor and self.alpha.is_cpu and not torch._C._len_torch_dispatch_stack()
+        same = buffer is self.alpha and changes is not None and changes == _changes(self.alpha)
+        if at_hand or not (same or self.alpha.is_meta):
+            self._note(self.alpha)
+        return self._known[-1]
+
+    def __getstate__(self):
+        "A copy has a buffer of its own, which counts its changes anew."
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(x) if self.training else x
+        return self.drop(x) if self.training else _pass_maps(x)
 
 
 def _float32_of(alpha):
@@ -61,26 +80,36 @@ def _float32_of(alpha):
     return ctypes.c_float(float(alpha)).value  # without a tensor: nothing is read from one
 
 
-def _refresh_p(layer, _):
-    "After loading: read the buffer `alpha` of a `_LibraryDrop2d` into its number `p`."
-    if not layer.alpha.is_meta:
-        layer.p = layer.alpha.item()
+def _changes(t):
+    "How often the tensor `t` has been changed in place; None where PyTorch does not count."
+    return None if t.is_inference() else t._version
+
+
+@torch.fx.wrap
+def _pass_maps(x):
+    "`x` itself, which must be maps in eval mode too."
+    check_maps(x)
+    return x
 
 # %% ../../nbs/2_layers/06_relatives.ipynb #d821a830
 @torch.fx.wrap  # one node to torch.fx, as torch's own functions are
 def element_dropout2d(x: Tensor, alpha: float = 0.1) -> Tensor:
     "Dropout of `x` [N, C, H, W] by `F.dropout`: a unit is 0 with probability α; the others are divided by 1 − α."
     check_maps(x)
-    check_alpha(alpha)
-    return F.dropout(x, alpha)
+    return F.dropout(x, _number_of(alpha))
 
 
 @torch.fx.wrap
 def spatial_dropout2d(x: Tensor, alpha: float = 0.1) -> Tensor:
     "SpatialDropout of `x` [N, C, H, W] by `F.dropout2d`: 0 with probability α, else divided by 1 − α."
     check_maps(x)
+    return F.dropout2d(x, _number_of(alpha))
+
+
+def _number_of(alpha):
+    "The checked `alpha` as a Python number. A tensor is read, and taken as Eq. 1 takes it: clamped, NaN as 0."
     check_alpha(alpha)
-    return F.dropout2d(x, alpha)
+    return min(max(0.0, float(alpha)), 1.0)
 
 # %% ../../nbs/2_layers/06_relatives.ipynb #150bb97d
 class ElementDropout2d(_LibraryDrop2d):
@@ -109,10 +138,9 @@ def drop_block2d(x: Tensor, alpha: float = 0.1, block_size: int = 7) -> Tensor:
     from torchvision.ops import drop_block2d
 
     check_maps(x)
-    check_alpha(alpha)
     _check_block(block_size)
     check_size("block_size of DropBlock", block_size, x, min(x.shape[2:]))
-    return drop_block2d(widen(x), alpha, block_size).to(x.dtype)
+    return drop_block2d(widen(x), _number_of(alpha), block_size).to(x.dtype)
 
 
 def _check_block(block_size):

@@ -38,6 +38,7 @@ def released_mask(
     f_hat = _channel_normalize(x)
     region = f_hat > beta
     if gamma is None:
+        alpha = alpha.clamp(0, 1) if isinstance(alpha, Tensor) else alpha  # its value is not checked
         u = torch.empty_like(x[:, :, :1, :1], dtype=torch.float32).uniform_(generator=generator)
         gamma = u < plane_probability(region.float(), alpha, block_size)  # one coin a plane
     return torch.where(region & (gamma == 1), 1 - f_hat, 1.0)

@@ -15,7 +15,7 @@ from .dropout import apply_mask, sample_gamma
 # %% ../../nbs/1_method/01_adaptive.ipynb #bac04693
 def top_beta_count(beta, pixels):
     "k = ⌈β/100 · pixels⌉, at least 1, counted in integers with β to nine decimals."
-    billionths = round(beta * 10**9)
+    billionths = round(float(beta) * 10**9)
     return max(1, -(-billionths * pixels // (100 * 10**9)))
 
 # %% ../../nbs/1_method/01_adaptive.ipynb #93282a56

@@ -35,7 +35,7 @@ def sample_gamma(
 # %% ../../nbs/1_method/00_dropout.ipynb #571a0e4b
 def dropout_mask(gamma):
     "Eq. 2: M = 0 where γ = 1, and 1 elsewhere; float32, in the shape of `gamma`."
-    return torch.where(gamma == 1, 0.0, 1.0)
+    return (gamma != 1).float()
 
 # %% ../../nbs/1_method/00_dropout.ipynb #cf4ecb13
 RESCALES = ("none", "literal", "map", "tensor")

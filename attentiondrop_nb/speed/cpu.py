@@ -8,6 +8,7 @@ __all__ = ['fast_drop2d']
 # %% ../../nbs/5_speed/25_cpu.ipynb #d645dc0c
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -29,9 +30,10 @@ def _hit_positions(n, alpha, rng):
         return np.arange(n if alpha else 0)
     found = [np.empty(0, np.int64)]
     last = -1
+    kind = np.float32 if alpha > 1e-6 else np.float64  # next to 0 float32 is too coarse to tell an α from another
     while last < n - 1:
         count = int(n * alpha + 4 * math.sqrt(n * alpha)) + 8  # nearly always enough
-        found.append(_to_gaps(rng.standard_exponential(count, np.float32), alpha, n).cumsum() + last)
+        found.append(_to_gaps(rng.standard_exponential(count, kind), alpha, n).cumsum() + last)
         last = found[-1][-1]
     positions = np.concatenate(found)
     return positions[: np.searchsorted(positions, n)]
@@ -89,11 +91,10 @@ class _Found(NamedTuple):
 def _find_block(a, k, kind, alpha, coins, rng):
     "Algorithm 1, lines 3-11, on the planes of `a` [n, H·W, c] -> `_Found`."
     n, hw, c = a.shape
-    with np.errstate(invalid="ignore", over="ignore"):  # planes with Inf or NaN
-        low, threshold, span = _block_bounds(a, k, kind)
-        finite = np.isfinite(span)
-        bar = threshold if kind == "am" else np.maximum(threshold, np.nextafter(low, np.inf))  # at F_min M = 1 anyway
-        units = _choose_units(a, np.where(finite, bar, np.nan).astype(a.dtype), kind, alpha, coins, rng)
+    low, threshold, span = _block_bounds(a, k, kind)
+    finite = np.isfinite(span)
+    bar = threshold if kind == "am" else np.maximum(threshold, np.nextafter(low, np.inf))  # at F_min M = 1 anyway
+    units = _choose_units(a, np.where(finite, bar, np.nan).astype(a.dtype), kind, alpha, coins, rng)
     plane = units // hw if c == 1 else units // (hw * c) * c + units % c
     f_hat = (a.reshape(-1).take(units) - low.take(plane)) / np.where(span > 0, span, 1).take(plane)  # Eq. 6
     taken = np.ones_like(f_hat) if kind == "am" else f_hat
@@ -128,12 +129,19 @@ def _planes(block, a):
 
 
 def _in_threads(function, jobs):
-    "[function(*job) for job in jobs], on PyTorch's number of threads."
+    "[function(*job) for job in jobs], on PyTorch's number of threads; on this one alone while Python shuts down."
     threads = min(torch.get_num_threads(), len(jobs))
-    if threads == 1:
-        return [function(*job) for job in jobs]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda job: function(*job), jobs))
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool, suppress(RuntimeError):  # Python shuts down: no more threads
+            tasks = [pool.submit(_run_silently, function, job) for job in jobs]
+            return [task.result() for task in tasks]
+    return [_run_silently(function, job) for job in jobs]
+
+
+def _run_silently(function, job):
+    "`function(*job)`; planes with Inf or NaN, and products that overflow, are as silent as in PyTorch."
+    with np.errstate(all="ignore"):
+        return function(*job)
 
 # %% ../../nbs/5_speed/25_cpu.ipynb #c32d5f5a
 def _find_units(a, k, kind, alpha, coins, seed):
@@ -202,8 +210,9 @@ def fast_drop2d(x: Tensor, alpha, kind, beta, granularity, rescale, generator=No
 
     The other arguments are those of `attention_drop2d`, which checks them. Draws what lies in the region alone.
     """
-    alpha = float(alpha.detach().double().numpy()) if isinstance(alpha, Tensor) else alpha
-    seed = int(torch.randint(2**63 - 1, (), generator=generator).numpy())
+    alpha = float(alpha.detach().double().numpy()) if isinstance(alpha, Tensor) else float(alpha)
+    alpha = min(max(0.0, alpha), 1.0)  # a tensor is not checked; clamped, and NaN as 0, it is what Eq. 1 makes of it
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, dtype=torch.int64, device="cpu").numpy())
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     a = _in_memory(widen(x), channels_last)
     pixels = x.shape[2] * x.shape[3]

@@ -242,6 +242,7 @@ def draw_quads(seed, plane, ROWS: tl.constexpr, B: tl.constexpr):
 @triton.jit
 def draw_gamma(seed, alpha, plane, C, GRANULARITY: tl.constexpr, ROWS: tl.constexpr, B: tl.constexpr):
     "Eq. 1: γ of each unit [4, ROWS, B/4], or of each row [1, ROWS, 1]: True with probability α."
+    alpha = tl.minimum(tl.where(alpha > 0, alpha, 0.0), 1.0)  # clamped, NaN as 0
     limit = tl.minimum((alpha * 4294967296.0).to(tl.int64) - 2147483648, 2147483647).to(tl.int32)
     if GRANULARITY == "element":
         r = draw_quads(seed, plane, ROWS, B)

@@ -23,11 +23,11 @@ from .gpu import row_sum, stretches, tile, tiling
 def soft_mask_rows(x, low, span):
     """Eq. 6 and 7 on each row: 1 − (x − low) / span, and 1 where span = 0.
 
-    A tiny span is lifted first: its inverse would overflow.
+    A tiny span is lifted first: its inverse would overflow. Rounding puts the brightest unit next to 0, never below.
     """
     lift = tl.where((span > 0) & (span < 7.9e-31), 1.2676506e30, 1.0)
     inverse = tl.where(span > 0, 1.0 / (span * lift), 0.0)
-    return tl.fma(tl.fma(x, per_row(lift), per_row(-low * lift)), per_row(-inverse), 1.0)
+    return tl.maximum(tl.fma(tl.fma(x, per_row(lift), per_row(-low * lift)), per_row(-inverse), 1.0), 0.0)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http.client import HTTPException
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
@@ -441,7 +442,7 @@ def load(name, data_dir="data"):
 def subset(data, n):
     "`data` with the first `n` training images of a fixed, balanced order, and all test images. ValueError on a bad n."
     most = len(data.x_train)
-    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= most:
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= most:
         has = f"{data.name} has {most} training images"
         raise ValueError(f"train_images is {n!r}; {has}, so a whole number from 1 to {most} is needed")
     keep = _balanced_order(data.y_train)[:n]

@@ -7,6 +7,7 @@ __all__ = ['STAGES', 'BasicBlock', 'PreActBlock', 'ResNet18', 'PreActResNet18']
 
 # %% ../../nbs/3_training/13_resnet.ipynb #68c7ddd6
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,13 +69,14 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def _check_network(num_classes, width, drop_after):
-    "Raise ValueError on a bad size or an unknown stage."
+    "The two sizes as ints; raises ValueError on a bad one or an unknown stage."
     for name, value in (("num_classes", num_classes), ("width", width)):
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} is {value!r}; a whole number of at least 1 is needed")
     unknown = [stage for stage in drop_after if stage not in STAGES]
     if unknown:
         raise ValueError(f"drop_after names {unknown[0]!r}; stages are {', '.join(map(repr, STAGES))}")
+    return int(num_classes), int(width)
 
 # %% ../../nbs/3_training/13_resnet.ipynb #80ac080f
 class ResNet18(nn.Module):
@@ -89,7 +91,7 @@ class ResNet18(nn.Module):
         drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__()
-        _check_network(num_classes, width, drop_after)
+        num_classes, width = _check_network(num_classes, width, drop_after)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = self.make_stage(width, width, stride=1)
@@ -122,7 +124,7 @@ class PreActResNet18(ResNet18):
         drop: Callable[[], nn.Module] | None = None, drop_after: Sequence[str] = STAGES[:2],
     ):
         super().__init__(num_classes, width, drop, drop_after)
-        self.bn_last = nn.BatchNorm2d(8 * width)
+        self.bn_last = nn.BatchNorm2d(self.fc.in_features)
 
     def make_stage(self, c_in, c_out, stride):
         behind_stem = stride == 1  # the stem ends in BN and ReLU: "right after conv1 and before splitting" [13]

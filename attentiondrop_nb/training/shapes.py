@@ -75,7 +75,7 @@ def _uniform(random, n, low, high, channels=1):
 
 def _pixel_centres(side):
     "x and y of the pixels' centres: two float32 [side, side]."
-    line = torch.arange(side) + 0.5
+    line = torch.arange(side, dtype=torch.float32, device="cpu") + 0.5
     return torch.meshgrid(line, line, indexing="xy")
 
 
@@ -131,8 +131,8 @@ def _draw(outline, random, n, side=32):
 def _draw_split(n, random):
     "`n` pictures, as many of each class as of any other, in random order -> images, labels, masks."
     y = torch.from_numpy(random.permutation(np.arange(n) % len(_OUTLINES)))
-    x = torch.empty(n, 3, 32, 32, dtype=torch.uint8)
-    masks = torch.empty(n, 32, 32, dtype=torch.bool)
+    x = torch.empty(n, 3, 32, 32, dtype=torch.uint8, device="cpu")
+    masks = torch.empty(n, 32, 32, dtype=torch.bool, device="cpu")
     for k, outline in enumerate(list(_OUTLINES.values())[:n]):
         for i in (y == k).nonzero()[:, 0].split(200):  # 200 pictures at a time stay in the cache
             x[i], masks[i] = _draw(outline, random, len(i))
@@ -158,8 +158,8 @@ def bars(n_train=300, n_test=100):
 def _draw_bars(n, seed):
     "`n` such images, uint8 [n, 3, 12, 12], and the place of their bar, int64 [n]."
     g = torch.Generator().manual_seed(seed)
-    y = torch.randint(3, (n,), generator=g)
-    x = torch.randint(0, 120, (n, 3, 12, 12), generator=g, dtype=torch.uint8)
+    y = torch.randint(3, (n,), generator=g, dtype=torch.int64, device="cpu")
+    x = torch.randint(0, 120, (n, 3, 12, 12), generator=g, dtype=torch.uint8, device="cpu")
     for i, k in enumerate(y.tolist()):
         x[i, :, 1:11, 1 + 4 * k : 3 + 4 * k] += 100
     return x, y
