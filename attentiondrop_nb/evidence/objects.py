@@ -42,7 +42,7 @@ def activations(run, images, places, batch_size=128):
     return {place: torch.cat([kept[place].cpu() for kept in parts]) for place in places}
 
 # %% ../../nbs/4_evidence/18_objects.ipynb #b61bd2fc
-def object_share(truth: Tensor, size: tuple[int, int]) -> Tensor:
+def object_share(truth: Tensor, size: tuple[int, ...]) -> Tensor:
     "The object's share of each cell's area, if bool masks [N, H, W] lie on a grid of `size` (h, w): [N, 1, h, w]."
     return F.interpolate(truth[:, None].float(), size, mode="area")
 

@@ -186,13 +186,13 @@ def attention_drop2d(
 class DropLayer2d(nn.Module):
     "Base of the drop layers. Holds α in the buffer `alpha` (0-dim float32), where a schedule can change it in place."
 
-    _options = ()  # names of the attributes that `repr` shows beside α
+    alpha: Tensor
+    _options: tuple[str, ...] = ()  # names of the attributes that `repr` shows beside α
 
-    def __init__(self, alpha: float = 0.1):
+    def __init__(self, alpha: float | Tensor = 0.1):
         super().__init__()
         check_alpha(alpha)
-        alpha = torch.as_tensor(alpha, dtype=torch.float32).detach().clone()
-        self.register_buffer("alpha", alpha)
+        self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32).detach().clone())
         _check_buffer(self)  # here a tensor's value may be read
         self.register_load_state_dict_post_hook(_check_buffer)
 
@@ -225,8 +225,9 @@ class AdaptiveMaskDrop2d(DropLayer2d):
         self.rescale = rescale
 
     def forward(self, x: Tensor) -> Tensor:
-        options = dict(granularity=self.granularity, rescale=self.rescale, training=self.training)
-        return adaptive_mask_drop2d(x, self.alpha, self.beta, **options)
+        return adaptive_mask_drop2d(
+            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
+        )
 
 # %% ../../nbs/2_layers/05_layers.ipynb #e28157c6
 class SoftMaskDrop2d(DropLayer2d):
@@ -241,8 +242,9 @@ class SoftMaskDrop2d(DropLayer2d):
         self.rescale = rescale
 
     def forward(self, x: Tensor) -> Tensor:
-        options = dict(granularity=self.granularity, rescale=self.rescale, training=self.training)
-        return soft_mask_drop2d(x, self.alpha, **options)
+        return soft_mask_drop2d(
+            x, self.alpha, granularity=self.granularity, rescale=self.rescale, training=self.training
+        )
 
 # %% ../../nbs/2_layers/05_layers.ipynb #88b7aca6
 class AttentionDrop2d(DropLayer2d):
@@ -259,8 +261,9 @@ class AttentionDrop2d(DropLayer2d):
         self.rescale = rescale
 
     def forward(self, x: Tensor) -> Tensor:
-        options = dict(granularity=self.granularity, rescale=self.rescale, training=self.training)
-        return attention_drop2d(x, self.alpha, self.beta, **options)
+        return attention_drop2d(
+            x, self.alpha, self.beta, granularity=self.granularity, rescale=self.rescale, training=self.training
+        )
 
 # %% ../../nbs/2_layers/05_layers.ipynb #d23ce8d0
 class LinearSchedule:

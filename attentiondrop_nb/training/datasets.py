@@ -187,15 +187,16 @@ def _check_same_size(train, test):
 # %% ../../nbs/3_training/11_datasets.ipynb #771a4975
 def _read_images(file, member):
     "uint8 [N, H, W, 3] or [N, H, W] (grey) in the npz `file` -> tensor uint8 [N, 3, H, W]."
-    n, *shape = *member.shape, *([1] if len(member.shape) == 3 else [])
-    size = math.prod(shape)
+    n, height, width = member.shape[:3]
+    channels = math.prod(member.shape[3:])  # 1 for grey, where there is no fourth number
+    size = height * width * channels
     together = n if member.order == "F" else max(1, 2**22 // size)  # in Fortran's order an image lies scattered
-    x = torch.empty(n, 3, *shape[:2], dtype=torch.uint8)
+    x = torch.empty(n, 3, height, width, dtype=torch.uint8)
     with file.open(member.info) as f:
         f.read(member.start)
         for part in x.split(together):
             block = np.frombuffer(f.read(len(part) * size), np.uint8)
-            block = block.reshape((len(part), *shape), order=member.order)
+            block = block.reshape((len(part), height, width, channels), order=member.order)
             part.numpy()[:] = block.transpose(0, 3, 1, 2)  # one grey channel becomes three
     return x
 
