@@ -107,7 +107,7 @@ def _is_other(pid):
         return True  # somebody else's
     return pid != os.getpid()
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #1a62e754
 def _check_folder(folder):
     "Raise OSError unless files can be written into `folder`; what is made to find that out is removed again."
     made = [part for part in (folder, *folder.parents) if not part.exists()]
@@ -143,7 +143,7 @@ def _digest(tensors, texts=None):
         digest.update(t.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #703ac74e
 def _unpack(path):
     "What `_pack` wrote into the file `path` -> tensors, texts. ValueError says what is wrong with the file."
     from safetensors import safe_open
@@ -160,7 +160,7 @@ def _unpack(path):
         raise ValueError(_damaged(path, "its checksum does not fit"))
     return tensors, texts
 
-# %% ../../nbs/3_training/16_runs.ipynb #24e1020d
+
 def _check_file(path, most=2**40):
     "Raise FileNotFoundError without a file, ValueError if it is none, or of more than `most` bytes."
     if not os.path.lexists(path):
@@ -319,7 +319,7 @@ def _save_now_and_then(folder, trainer, about):
         _save_progress(folder / "resume.safetensors", trainer, about["data"])
         trainer.saved = time.perf_counter()
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #84b1ec92
 @contextmanager
 def _ends_with_a_word(trainer, folder):
     "While open, SIGTERM ends the run as Ctrl-C does, and both say what is left; then the process ends by it."
@@ -388,7 +388,7 @@ def _describe(data, stats):
     sizes = dict(train=len(data.x_train), test=len(data.x_test))
     return sizes | dict(classes=list(data.classes), mean=mean, std=std, digest=digest)
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #66e2dce4
 def _change(kept, now):
     "What differs between two `_describe`s, '' if nothing does; of an older file something may be unknown (None)."
     kept = kept or {}
@@ -496,7 +496,7 @@ class _Epoch:
     alpha: _Share
     seconds: _Least
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #5071aaf0
 @_form
 class _Progress:
     parameters: dict[str, Any]
@@ -526,7 +526,7 @@ class _Checksums:
     weights: str
     record: str
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #1d85658d
 @_form
 class _Record:
     schema: Literal[SCHEMA]
@@ -588,7 +588,7 @@ def _read_record(path):
         raise ValueError(_damaged(path, "its checksum does not fit: it was changed"))
     return record, sums
 
-
+# %% ../../nbs/3_training/16_runs.ipynb #8b95b739
 def load_run(folder, device="cpu"):
     """A finished run from its folder -> `Run`, its model in eval mode on `device`.
 
@@ -606,7 +606,7 @@ def load_run(folder, device="cpu"):
         raise ValueError(_damaged(path, e)) from e
     return Run(model.eval().to(device), record)
 
-# %% ../../nbs/3_training/16_runs.ipynb #fa580c37
+
 def summary(record):
     "Two lines on how a run ended, to print."
     final = record["final"]["test_accuracy"]
