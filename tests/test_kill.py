@@ -106,7 +106,7 @@ class Forks:
         return int(self.process.stdout.readline())
 
     def train(self, values, folder, kill_after=None, **kill):
-        "A whole run in `folder`; its last state goes into a file beside that. Killed after so many seconds, or at `kill`."
+        "A whole run in `folder`, its last state in a file beside that; killed after so many seconds, or at `kill`."
         given = dict(values=values, folder=str(folder), end=f"{folder}.safetensors") | kill
         timed = {} if kill_after is None else dict(signal=signal.SIGKILL, seconds=kill_after)
         return self.run(f"whole_run(**{given!r})", **timed)
