@@ -298,3 +298,20 @@ def test_the_command_is_installed():
     command = Path(sys.executable).with_name("attentiondrop-sweep")
     done = subprocess.run([command, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--dry-run" in done.stdout and "exit code: 0 all done" in done.stdout
+
+
+def test_stop_after_begins_nothing_that_would_not_end_in_time(tmp_path, fake, capsys):
+    runs = fake_grid(tmp_path, "wait1 write", "write", "write")
+    assert main([*fake, "--stop-after", "1.5"]) == 1  # a run takes over a second: the first begins, and no other
+    out = capsys.readouterr().out
+    assert [name for name, _ in starts(tmp_path)] == [runs[0].name]
+    assert "1 done, 2 todo" in out and out.count("not begun") == 4  # once as it is told, once in the report
+    assert "log:" not in out
+    assert main(fake) == 0 and len(starts(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("words", [["0"], ["nan"], ["9", "--ray", "local"]], ids=" ".join)
+def test_stop_after_needs_seconds_and_this_machine(fake, capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        main([*fake, "--stop-after", *words])
+    assert ended.value.code == 2 and "--stop-after is" in capsys.readouterr().err

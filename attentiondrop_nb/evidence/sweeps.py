@@ -7,6 +7,7 @@ __all__ = ['NOTEBOOK', 'sweep', 'figures', 'redraw', 'parse', 'listing', 'main']
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #381e136c
 import argparse
+import math
 import os
 import re
 import signal
@@ -38,6 +39,22 @@ def _run_locally(work, items, jobs, tick):
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+# %% ../../nbs/4_evidence/24_sweeps.ipynb #f46eabc7
+def _within(seconds, work):
+    "`work(item, stop)` for items that would end `seconds` from now, if each took as long as the slowest so far."
+    end = time.perf_counter() + seconds
+    took = [0.0]
+
+    def work_in_time(item, stop):
+        left = end - time.perf_counter()
+        if left < max(took):
+            return Outcome(item.name, "todo", f"not begun: {max(0, left):.0f} s left, one took {max(took):.0f} s")
+        outcome = work(item, stop)
+        took.append(outcome.seconds)
+        return outcome
+
+    return work_in_time
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #66a6ddf3
 class _Progress:
@@ -86,8 +103,11 @@ def _find_notebook(path=None):
     raise FileNotFoundError(f"{NOTEBOOK} is not here: {hint}")
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #1a984b47
-def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None):
-    "Make all of the planned `runs` that are not done -> their `Outcome`s, those done before first."
+def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None, stop_after=math.inf):
+    """Make all of the planned `runs` that are not done -> their `Outcome`s, those done before first.
+
+    On this machine none begins that would not end within `stop_after` seconds.
+    """
     check_installed("experiments", "papermill", "ipykernel", "yaml")
     before = [Outcome(run.name, "done") for run in runs if is_done(run)]
     todo = [run for run in runs if run.name not in {outcome.name for outcome in before}]
@@ -96,7 +116,8 @@ def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=N
         if ray_address and todo:
             _run_on_ray(todo, notebook, ray_address, gpus_per_run, progress)
         else:
-            _run_locally(lambda run, stop: execute(run, notebook, jobs, stop), todo, jobs, progress)
+            make = _within(stop_after, lambda run, stop: execute(run, notebook, jobs, stop))
+            _run_locally(make, todo, jobs, progress)
     finally:
         progress.bar.close()
     return before + progress.outcomes
@@ -223,15 +244,14 @@ def _make_parser():
     add("grid", help="YAML file: defaults, runs, exclude; see nbs/4_evidence/22_grids.ipynb")
     add("--out", default="runs", help="each run writes into OUT/<its name>; default: runs")
     add("--jobs", type=int, default=1, metavar="N", help="runs at once on this machine; default: 1")
+    late = "begin no run that would not end by then, at the pace of the slowest so far; not with --ray"
+    add("--stop-after", type=float, default=math.inf, metavar="SECONDS", help=late)
     add("--dry-run", action="store_true", help="list the runs and their states, run nothing")
     add("--data-dir", help="where the data sets are; overrides the grid")
     add("--notebook", help="the notebook of one run; default: nbs/experiments/train.ipynb of the checkout")
     add("--redraw", action="store_true", help="then run the table and figure notebooks beside it on the runs in OUT")
-    add(
-        "--ray",
-        metavar="ADDRESS",
-        help="run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT",
-    )
+    cluster = "run on a Ray cluster: auto, local, host:port or ray://host:port; all must see OUT"
+    add("--ray", metavar="ADDRESS", help=cluster)
     add("--gpus-per-run", type=float, metavar="G", help="with --ray; default: 0.25 where there are GPUs, else 0")
     return parser
 
@@ -242,6 +262,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least 1 is needed")
+    if not args.stop_after > 0 or (args.ray and args.stop_after < math.inf):
+        parser.error(f"--stop-after is {args.stop_after}; seconds above 0 are needed, and it is not for --ray")
     if args.gpus_per_run is not None and not (args.ray and args.gpus_per_run >= 0):
         parser.error(f"--gpus-per-run is {args.gpus_per_run}; it is for --ray, and at least 0")
     return args
@@ -261,7 +283,9 @@ def _report(name, outcomes, log):
     print(f"{name}: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(["done", *states])))
     for outcome in outcomes:
         if outcome.state != "done":
-            print(f"  {outcome.state}  {outcome.name}: {outcome.message}\n          log: {log(outcome.name)}")
+            print(f"  {outcome.state}  {outcome.name}: {outcome.message}")
+        if outcome.state not in ("done", "todo"):
+            print(f"          log: {log(outcome.name)}")
     return set(states) <= {"done"}
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #a04cb4dc
@@ -283,7 +307,7 @@ def _prepare(args):
 def _run_all(args, name, runs, notebook, todo):
     "Make the runs, then the notebooks; print how it went. Returns the exit code."
     out = Path(args.out)
-    ended = sweep(runs, notebook, args.jobs, name, args.ray, args.gpus_per_run)
+    ended = sweep(runs, notebook, args.jobs, name, args.ray, args.gpus_per_run, args.stop_after)
     good = _report(f"{name}: {len(runs)} runs", ended, lambda run: out / run / "run.log")
     if todo:
         drawn = redraw(todo, out / "figures", args.jobs)

@@ -409,7 +409,12 @@ def other_data(kept, data):
 
 # %% ../../nbs/3_training/16_runs.ipynb #e7e14f7d
 def commit():
-    "The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout."
+    """The git commit of the package's checkout, with '-dirty' if it was edited; None without git or a checkout.
+
+    Who carries a copy to another machine can say it in the variable ATTENTIONDROP_COMMIT, which goes first.
+    """
+    if said := os.environ.get("ATTENTIONDROP_COMMIT"):
+        return said
     root = Path(attentiondrop_nb.__file__).parent.parent
     if not (root / ".git").exists():
         return None
