@@ -146,7 +146,7 @@ def checked(cls):
     "A class with typed attributes -> a frozen dataclass that pydantic checks: no True for 1, no NaN, no other name."
     return dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
 
-
+# %% ../../nbs/3_training/14_config.ipynb #546c89f4
 @checked
 class Config:
     "The parameters of a run. `make_config` makes one of a dict: checked, and without gaps."
@@ -196,9 +196,11 @@ def check_values(cls, values, noun="parameter"):
 
 
 def refuse(faults, head=""):
-    "Raise ValueError with all the sentences in `faults`, if there are any, below `head`; each once."
+    "Raise ValueError with the sentences in `faults`, if there are any, below `head`; each once, and 50 at most."
     if faults:
-        raise ValueError(head + "\n".join(dict.fromkeys(faults)))
+        said = list(dict.fromkeys(faults))
+        more = [f"and {len(said) - 50} more"] if len(said) > 50 else []
+        raise ValueError(head + "\n".join(said[:50] + more))
 
 
 def unknown_name(name, value, known, noun="parameter"):
@@ -207,7 +209,7 @@ def unknown_name(name, value, known, noun="parameter"):
     hint = near if near else f"the {noun}s are {', '.join(known)}"
     return f"unknown {noun} {_shown(name)} = {_shown(value)}; {hint}"
 
-
+# %% ../../nbs/3_training/14_config.ipynb #6f58ccb7
 def _shown(value):
     "What a sentence shows of a value: its `repr`, cut where it is long, deep or wide."
     if isinstance(value, int) and value.bit_length() > 10_000:
