@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import nbformat
+import psutil
 import pytest
 import torch
 from checkout import ROOT
-from fake_runs import quick_imports
+from fake_runs import quick_imports, wait_until
 from safetensors.torch import load_file
 
 from attentiondrop_nb.evidence.grids import plan
@@ -329,3 +332,31 @@ def test_memory_does_not_grow_over_a_hundred_epochs(method):
     code = GROWTH.format(values=QUICK | dict(epochs=100, method=method, cutout=True))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10_000_000  # bytes
+
+
+@slow
+def test_a_run_of_a_sweep_that_is_killed_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{quick_imports(tmp_path)}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.read(NOTEBOOK, 4)
+    often = "from attentiondrop_nb.training import runs\nruns.SAVE_SECONDS = 0"
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(often))
+    nbformat.write(notebook, tmp_path / "often.ipynb")
+    (run,) = plan({"runs": [QUICK | dict(method="ad", epochs=40, cutout=True)]}, tmp_path / "out")
+    draw = random.Random(0)
+    for _ in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(execute, run, tmp_path / "often.ipynb")
+            path = run.folder / "resume.safetensors"
+            before = path.stat().st_mtime_ns if path.exists() else 0
+            wait_until(lambda: made.done() or (path.exists() and path.stat().st_mtime_ns > before))
+            time.sleep(draw.uniform(0, 0.3))
+            for process in psutil.Process().children(recursive=True):
+                process.kill()
+            assert made.result().state == "failed" and state(run) == "failed"
+    assert execute(run, tmp_path / "often.ipynb").state == "done"
+    model, record = load_run(run.folder)
+    straight = train(make_config(run.parameters), progress=False)
+    assert all(v.equal(straight.model.state_dict()[k]) for k, v in model.state_dict().items())
+    assert without_times(record) == without_times(straight.record) and record["environment"]["resumed"]
+    assert not list(run.folder.glob(".*.tmp")) and not (run.folder / "resume.safetensors").exists()
