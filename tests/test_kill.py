@@ -203,6 +203,11 @@ def test_a_full_disk_leaves_the_last_progress_and_no_temporary_file(tmp_path, mo
         assert load_run(tmp_path).record == record
 
 
+def test_who_may_read_the_record_may_read_the_weights(tmp_path):
+    save_run(tmp_path, *train(make_config(QUICK | dict(epochs=1)), progress=False))
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_weights_and_record_of_two_runs_are_not_taken_for_one(tmp_path):
     config = make_config(QUICK | dict(epochs=1))
     for seed in (0, 1):

@@ -83,6 +83,8 @@ def test_bad_calls_end_with_2(tmp_path, capsys, monkeypatch):
     for arguments, says in (
         (["nowhere.yaml"], "nowhere.yaml"),
         ([grid, "--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
+        ([grid, "--out", __file__], "is a file; a folder is needed"),
+        ([grid, "--out", f"{__file__}/out"], "is a file; a folder is needed"),
         ([grid, "--redraw", "--notebook", str(fake_notebook(tmp_path))], "'dataset', which no notebook"),
     ):
         assert main(arguments) == 2 and says in capsys.readouterr().err

@@ -298,6 +298,7 @@ def parse(argv):
     "The arguments of a call; exits with 2 if they are not in order."
     parser = _make_parser()
     args = parser.parse_args(argv)
+    args.out = os.path.expanduser(args.out)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least 1 is needed")
     if not args.stop_after > 0 or (args.ray and args.stop_after < math.inf):
@@ -337,6 +338,10 @@ def _prepare(args):
     check_installed("experiments", "papermill", "ipykernel")
     if args.ray:
         check_installed("cluster", "ray")
+    out = Path(args.out)
+    there = next(part for part in (out, *out.resolve().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--out is {args.out!r}, but {str(there)!r} is a file; a folder is needed")
     notebook = _find_notebook(args.notebook)
     if not args.ray:
         for device in {make_config(run.parameters).device for run in runs if not is_done(run)}:
