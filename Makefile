@@ -1,4 +1,4 @@
-# Every target does its own set-up in .venv; needs Python >= 3.10 and make, nothing else.
+# Every target does its own set-up in .venv; needs Python 3.10 to 3.14 and make, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,14 +13,14 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 # threads that wait for one another sleep: beside other work, spinning ones take the core from whom they wait for (lesson 15)
 export OMP_WAIT_POLICY ?= passive
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke benchmark test lab export notebooks readme build
+.PHONY: help demo smoke benchmark check test test-slow test-lowest coverage lint hooks lab export notebooks readme build
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 
 $(READY): settings.ini setup.py .github/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1) and Python 3.10 to 3.14 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PINNED) $(BIN)/python -m pip install -e '.[dev]'
 	@# a kernel that runs on this machine alone need not warn about unencrypted sockets
@@ -33,8 +33,33 @@ demo: $(READY)  ## train ResNet-18 with AttentionDrop on the embedded digits (no
 	  --stdout-file - -p out_dir $(RUNS) -p run_name demo
 	@echo 'notebook       $(RUNS)/demo/run.ipynb'
 
-test: $(READY)  ## run every notebook and every test
-	$(BIN)/python -m pytest tests -q -n 2 --dist worksteal --durations 5 -p no:cacheprovider
+PYTEST := -m pytest tests -q -n 2 --dist worksteal -p no:cacheprovider
+
+lint: $(READY)  ## ruff on notebooks, tests and tools; mypy on the package
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+check: lint  ## before a commit: lint, notebooks and package in step, the quick tests (under 2 minutes)
+	$(BIN)/python $(PYTEST) -m 'not slow and not whole'
+
+test: $(READY)  ## run every notebook and every test but the slow ones
+	$(BIN)/python $(PYTEST) --durations 5
+
+test-slow: $(READY)  ## thousands of examples, dozens of kills
+	$(BIN)/python $(PYTEST) -m slow --durations 5
+
+test-lowest:  ## the quick tests with the oldest versions that settings.ini allows, in .venv-lowest; Python 3.10 or 3.11
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/python $(PYTEST) -m 'not slow and not whole'
+
+coverage: $(READY)  ## make test, and which lines of the package it does not reach
+	$(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered
+
+hooks: $(READY)  ## once in a clone: git cleans notebooks, and merges them cell by cell (nbdev), and checks before a commit
+	$(BIN)/nbdev_install_hooks
+	$(BIN)/python -m pip install -q pre-commit && $(BIN)/pre-commit install
 
 smoke: $(READY)  ## run the smoke grid, then draw every table and figure from it (minutes)
 	$(BIN)/attentiondrop-sweep nbs/experiments/grids/smoke.yaml --out $(RUNS)/smoke --jobs 2 --redraw
