@@ -350,18 +350,23 @@ def test_a_run_of_a_sweep_that_is_killed_goes_on(tmp_path, monkeypatch):
     (run,) = plan({"runs": [QUICK | dict(method="ad", epochs=40, cutout=True)]}, tmp_path / "out")
     draw = random.Random(0)
     for _ in range(5):
-        with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(execute, run, tmp_path / "often.ipynb")
-            path = run.folder / "resume.safetensors"
-            before = path.stat().st_mtime_ns if path.exists() else 0
-            wait_until(lambda: made.done() or (path.exists() and path.stat().st_mtime_ns > before))
-            time.sleep(draw.uniform(0, 0.3))
-            for process in psutil.Process().children(recursive=True):
-                process.kill()
-            assert made.result().state == "failed" and state(run) == "failed"
+        assert killed_sweep(run, tmp_path / "often.ipynb", draw.uniform(0, 0.3)) == state(run) == "failed"
     assert execute(run, tmp_path / "often.ipynb").state == "done"
     model, record = load_run(run.folder)
     straight = train(make_config(run.parameters), progress=False)
     assert all(v.equal(straight.model.state_dict()[k]) for k, v in model.state_dict().items())
     assert without_times(record) == without_times(straight.record) and record["environment"]["resumed"]
     assert not list(run.folder.glob(".*.tmp")) and not (run.folder / "resume.safetensors").exists()
+
+
+def killed_sweep(run, notebook, seconds):
+    "How `execute` ends if the run's processes are killed so many seconds after it has saved its progress again."
+    path = run.folder / "resume.safetensors"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(execute, run, notebook)
+        wait_until(lambda: made.done() or (path.exists() and path.stat().st_mtime_ns > before))
+        time.sleep(seconds)
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        return made.result().state

@@ -72,10 +72,11 @@ def read_or_refuse(read, path):
     try:
         return read()
     except ValueError as e:
-        said = str(e)
-        assert type(e) is ValueError and str(path) in said and len(said) < 3000, said
-        assert re.search("remove it|run it again|make the run again|write|YAML|needed|keys", said), said
-        return None
+        error = e
+    said = str(error)
+    assert type(error) is ValueError and str(path) in said and len(said) < 3000, said
+    assert re.search("remove it|YAML", said), said
+    return None
 
 
 @rounds
@@ -201,12 +202,12 @@ def check_grid(path):
     grid = read_or_refuse(lambda: read_grid(path), path)
     if grid is None:
         return
+    said = ""
     try:
-        planned = expand(grid)
+        assert all(make_config(run) for run in expand(grid))
     except ValueError as e:
-        assert type(e) is ValueError and len(str(e)) < 100_000
-        return
-    assert planned and all(make_config(run) for run in planned)
+        said = str(e)
+    assert len(said) < 100_000
 
 
 BOMB = "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]"] + [
@@ -226,14 +227,14 @@ HOSTILE = [
     ("runs: [null]", "is None"),
     ("runs: [{run_name: ../x}]", "it is the sweep's to give"),
     ("runs: [{dataset: ../x}]", "a plain name"),
-    ("runs: [{seed: 9%s}]" % "".zfill(400), "'seed' is 9000"),
-    ("runs: [{seed: 9%s}]" % "".zfill(5000), "grid.yaml|thousands"),
+    (f"runs: [{{seed: 9{0:0400}}}]", "'seed' is 9000"),
+    (f"runs: [{{seed: 9{0:05000}}}]", "grid.yaml|thousands"),
     ("runs: [{seed: 2024-13-45}]", "grid.yaml|is '2024-13-45'"),
     ("runs: [{seed: [0, 1]}]\nexclude: [{seed: true}]", "'seed' is True"),
     ("runs: [{data_dir: [a, b]}]", "'data_dir' is .* a place"),
     ("runs: [{device: [cpu, cuda]}]", "'device' is .* a place"),
     ("runs: [{milestones: 0.5}]", "write '0.5', with its quotes"),
-    ("runs: [{%s}]" % ", ".join(f"{k}: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]" for k in SEVEN), "10000000 runs"),
+    (json.dumps({"runs": [{name: list(range(1, 11)) for name in SEVEN}]}), "10000000 runs"),
 ]
 
 

@@ -9,6 +9,7 @@ __all__ = ['BLUE', 'RED', 'GREY', 'STYLES', 'plot_differences', 'epochs_frame', 
 # %% ../../nbs/4_evidence/21_figures.ipynb #f1d772fa
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def save_figure(fig, out_dir, name):
     paths = [Path(out_dir).expanduser() / f"{name}.{kind}" for kind in ("png", "svg")]
     for path, options in zip(paths, (dict(dpi=200), dict(metadata={"Date": None}))):
         with plt.rc_context({"svg.hashsalt": name}):  # the same figure, the same file
-            write_atomic(path, lambda temporary: fig.savefig(temporary, format=path.suffix[1:], **options))
+            write_atomic(path, partial(fig.savefig, format=path.suffix[1:], **options))
     return paths
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #5b1c7a23

@@ -86,13 +86,13 @@ def _block_faults(block):
 def _value_faults(block):
     "Sentences on what is wrong with the values of a block, each by itself."
     each = [{name: one} for name, value in block.items() for one in _listed(value)]
-    return [fault for values in each for fault in _faults(lambda: check_values(Config, values))]
+    return [fault for values in each for fault in _faults(check_values, Config, values)]
 
 
-def _faults(check):
-    "The sentences of the error that `check()` raises."
+def _faults(check, *values):
+    "The sentences of the error that `check(*values)` raises."
     try:
-        check()
+        check(*values)
     except ValueError as e:
         return str(e).splitlines()
     return []
@@ -124,7 +124,7 @@ def expand(grid):
     runs = [run for block in swept for run in _combinations(block if wrong else _spelt(block))]
     if not wrong:
         runs = _without(runs, [_spelt(block) for block in grid.exclude])
-    refuse(wrong + [fault for run in runs for fault in _faults(lambda: make_config(run))], _HEAD)
+    refuse(wrong + [fault for run in runs for fault in _faults(make_config, run)], _HEAD)
     named = {}
     for run in runs:
         named.setdefault(run_name(make_config(run)), run)

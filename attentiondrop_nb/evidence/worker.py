@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..training.config import is_same_run, make_config
-from ..training.runs import read_record, remove_leavings
+from ..training.runs import read_record
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #46b5d47a
 def is_done(run):

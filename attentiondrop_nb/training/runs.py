@@ -151,7 +151,7 @@ def _unpack(path):
     _check_file(path)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             texts = dict(file.metadata() or {})
     except Exception as e:  # whatever a damaged file makes the library raise
         raise ValueError(_damaged(path, e)) from e
