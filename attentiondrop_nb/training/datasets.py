@@ -6,12 +6,15 @@
 __all__ = ['digits', 'load', 'subset']
 
 # %% ../../nbs/3_training/11_datasets.ipynb #a9986f93
+import math
 import os
-from contextlib import nullcontext
+import zlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 import torch
@@ -35,98 +38,283 @@ def digits():
     y = torch.tensor(raw.target)
     return Images("digits", x[train], y[train], x[test], y[test], tuple("0123456789"), mirror=False)
 
-# %% ../../nbs/3_training/11_datasets.ipynb #cc7863cb
+# %% ../../nbs/3_training/11_datasets.ipynb #eb77e136
+@contextmanager
+def _reading(path, form, remedy):
+    "Whatever goes wrong in the block becomes a ValueError with the `path`, what is wrong there and what to do."
+    try:
+        yield
+    except Exception as e:
+        said = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
+        raise ValueError(f"{path} cannot be read as {form}: {' '.join(said.split())}; {remedy}") from e
+
+# %% ../../nbs/3_training/11_datasets.ipynb #79524453
+def _memory():
+    "Bytes of memory in this machine; infinite where the system does not say."
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return math.inf
+
+
+def _check_memory(what, needed, packed=math.inf):
+    "Raise ValueError unless half of the memory holds the `needed` bytes, packed as `packed`, and they are no bomb."
+    most = _memory() / 2
+    if needed > most:
+        gigabytes = f"{needed / 1e9:.1f} GB in memory, and at most {most / 1e9:.1f}, half of this machine's"
+        raise ValueError(f"{what} would take {gigabytes}, are allowed: take fewer or smaller images")
+    if needed > max(2**32, 100 * packed):
+        raise ValueError(f"{what} would grow from {packed} bytes to {needed}, as no images do")
+
+# %% ../../nbs/3_training/11_datasets.ipynb #d8518f2e
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
+class _Member(NamedTuple):
+    "An array in an npz file as its header describes it; its numbers begin at byte `start` of what is unpacked."
+
+    info: ZipInfo
+    start: int
+    shape: tuple
+    order: str
+    dtype: np.dtype
+
+
+def _read_header(f, info):
+    "The header of the npy file `f` in a zip -> `_Member`. Raises ValueError if it is none, or not true."
+    version = np.lib.format.read_magic(f)
+    if version != (1, 0):
+        raise ValueError(f"{info.filename} has npy's version {version}, and np.savez writes (1, 0)")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(f)
+    if dtype.hasobject:
+        raise ValueError(f"{info.filename} holds Python objects, which only pickle could read")
+    size = f.tell() + math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size != info.file_size:
+        says = f"{info.filename} should have {size} bytes, by its header ({dtype} {shape})"
+        raise ValueError(f"{says}, and has {info.file_size}")
+    return _Member(info, f.tell(), shape, "F" if fortran else "C", dtype)
+
+# %% ../../nbs/3_training/11_datasets.ipynb #59daf752
+def _read_headers(file):
+    "{key: `_Member`} of a `ZipFile`; None for an array that is not needed."
+    members = {}
+    _check_count(file)
+    for info in file.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key in members or info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            raise ValueError(f"{info.filename} stands there twice, or is packed as np.savez does not pack")
+        with file.open(info) as f:  # compares its name here with that in the directory: no array gets lost unseen
+            members[key] = _read_header(f, info) if key in (*_KEYS, "classes") else None
+    return members
+
+
+def _check_count(file):
+    "Raise ValueError unless a `ZipFile` found as many files as the zip says; a damaged comment hides some."
+    file.fp.seek(-22 - len(file.comment), os.SEEK_END)
+    end = file.fp.read(12)
+    count = int.from_bytes(end[10:], "little")
+    if end[:4] != b"PK\5\6" or count not in (len(file.infolist()), 0xFFFF):  # 0xFFFF: counted elsewhere
+        raise ValueError(f"it should hold {count} files, and {len(file.infolist())} are found")
+
+# %% ../../nbs/3_training/11_datasets.ipynb #8c22d1e2
 def _read_npz(name, path):
     "An npz file with Keras's keys -> `Images`. Raises ValueError saying what is wrong with the file."
-    arrays = _read_arrays(path)
-    missing = [key for key in _KEYS if key not in arrays]
-    if missing:
-        has = ", ".join(arrays) or "nothing"
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it has {has}, and {', '.join(_KEYS)} are needed")
-    x = [arrays[f"x_{split}"] for split in ("train", "test")]
-    y = [arrays[f"y_{split}"].reshape(-1) for split in ("train", "test")]
-    for split, images, labels in zip(("train", "test"), x, y):
-        _check_split(f"{path}, {split}", images, labels)
-    _check_same_size(path, x[0].shape[1:3], x[1].shape[1:3])
-    classes = _class_names(path, arrays, 1 + int(max(labels.max() for labels in y)))
-    x_train, x_test = map(_channels_first, x)
-    y_train, y_test = (torch.from_numpy(labels.astype(np.int64)) for labels in y)
+    remedy = "write it anew with np.savez, or remove it"
+    with _reading(path, "an npz file of plain arrays", remedy), ZipFile(path) as file:
+        members = _read_headers(file)
+        missing = [key for key in _KEYS if key not in members]
+        if missing:
+            has = ", ".join(members) or "nothing"
+            raise ValueError(f"it lacks {', '.join(missing)}; it has {has}, and {', '.join(_KEYS)} are needed")
+        x = [members["x_train"], members["x_test"]]
+        y = [members["y_train"], members["y_test"]]
+        for split, images, labels in zip(("train", "test"), x, y):
+            _check_split(split, images, labels)
+        _check_same_size(x[0].shape[1:3], x[1].shape[1:3])
+        _check_memory("the images", sum(3 * math.prod(m.shape[:3]) for m in x), path.stat().st_size)
+        y_train, y_test = (_read_labels(file, member) for member in y)
+        classes = _class_names(file, members.get("classes"), 1 + int(max(y_train.max(), y_test.max())))
+        x_train, x_test = (_read_images(file, member) for member in x)
     return Images(name, x_train, y_train, x_test, y_test, classes)
 
-# %% ../../nbs/3_training/11_datasets.ipynb #ed49c9af
-def _read_arrays(path):
-    "All arrays of an npz file, without pickle."
-    try:
-        with np.load(path, allow_pickle=False) as f:
-            return {key: f[key] for key in f.files}
-    except (ValueError, OSError, EOFError, BadZipFile, TypeError) as e:
-        raise ValueError(f"{path} cannot be read as an npz file of plain arrays: {e}") from e
+# %% ../../nbs/3_training/11_datasets.ipynb #febdd9e4
+def _read_array(file, member):
+    "A small array of the npz `file`, as numpy."
+    with file.open(member.info) as f:
+        f.read(member.start)
+        return np.frombuffer(f.read(), member.dtype).reshape(member.shape, order=member.order)
 
 
-def _class_names(path, arrays, count):
-    "The names of `count` classes: those of the array `classes`, or their numbers."
-    names = tuple(str(name) for name in arrays.get("classes", np.arange(count)).reshape(-1))
+def _read_labels(file, member):
+    "Labels of any integer type -> int64 [N]. Raises ValueError if one is below 0 or above a million."
+    y = _read_array(file, member).reshape(-1)
+    if y.min() < 0 or y.max() > 10**6:
+        raise ValueError(f"{member.info.filename} has labels from {y.min()} to {y.max()}; 0 to 1000000 are allowed")
+    return torch.from_numpy(y.astype(np.int64))
+
+# %% ../../nbs/3_training/11_datasets.ipynb #1df2e1ad
+def _class_names(file, member, count):
+    "The names of `count` classes: those of the array `classes` (text, UTF-8 or numbers), or else their numbers."
+    if member is None:
+        return tuple(map(str, range(count)))
+    if member.dtype.kind not in "USiu" or member.info.file_size > 2**26:
+        raise ValueError(f"classes is {member.dtype} {member.shape}; a name for each label is needed, 64 MB at most")
+    names = _read_array(file, member).reshape(-1).tolist()
     if len(names) < count:
         said = f"{len(names)} names in classes, but labels up to {count - 1}"
-        raise ValueError(f"{path}: {said}; a name for each label is needed")
-    return names
+        raise ValueError(f"{said}; a name for each label is needed")
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
 
-# %% ../../nbs/3_training/11_datasets.ipynb #57800222
-def _check_split(where, x, y):
-    "Raise ValueError unless images `x` and labels `y` (numpy) have the form that `_read_npz` takes."
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or x.size == 0:
+# %% ../../nbs/3_training/11_datasets.ipynb #4738ba3a
+def _check_split(split, x, y):
+    "Raise ValueError unless the `_Member`s `x` (images) and `y` (labels) have the form that `_read_npz` takes."
+    shape = x.shape
+    if x.dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or 0 in shape:
         needed = "uint8 [N, H, W, 3] or [N, H, W], not empty, is needed"
-        raise ValueError(f"{where}: images are {x.dtype} {x.shape}; {needed}")
-    if not np.issubdtype(y.dtype, np.integer) or len(x) != len(y) or y.min() < 0 or y.max() > 10**6:
+        raise ValueError(f"x_{split} is {x.dtype} {shape}; {needed}")
+    if y.dtype.kind not in "iu" or math.prod(y.shape) != shape[0]:
         needed = "one label >= 0 for each image is needed"
-        raise ValueError(f"{where}: {len(x)} images and {y.dtype} labels {y.shape}; {needed}")
+        raise ValueError(f"y_{split} is {y.dtype} {y.shape} for {shape[0]} images; {needed}")
 
 
-def _check_same_size(where, train, test):
+def _check_same_size(train, test):
     "Raise ValueError unless training and test images, (height, width) each, are of one size."
     if tuple(train) != tuple(test):
         sizes = f"training images are {tuple(train)} pixels, test images {tuple(test)}"
-        raise ValueError(f"{where}: {sizes}; one size is needed")
+        raise ValueError(f"{sizes}; one size is needed")
 
-# %% ../../nbs/3_training/11_datasets.ipynb #154ef5f8
-def _channels_first(x):
-    "numpy uint8 [N, H, W, 3] or [N, H, W] -> tensor uint8 [N, 3, H, W]."
-    x = torch.from_numpy(x)
-    if x.dim() == 3:
-        x = x[..., None].expand(-1, -1, -1, 3)  # grey
-    return x.permute(0, 3, 1, 2).contiguous()
-
-# %% ../../nbs/3_training/11_datasets.ipynb #a9d5bcf9
-def _read_folder(name, root):
-    "`root`/{train,test}/<class>/*.png|jpg -> `Images`, classes in alphabetical order. ValueError on unequal splits."
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms.functional import pil_to_tensor
-
-    train, test = (ImageFolder(root / split, transform=pil_to_tensor) for split in ("train", "test"))
-    if train.classes != test.classes:
-        differ = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise ValueError(f"{root}: train and test have different classes; only one of them has {differ}")
-    x_train, x_test = _stack(train), _stack(test)
-    _check_same_size(root, x_train.shape[2:], x_test.shape[2:])
-    y_train, y_test = torch.tensor(train.targets), torch.tensor(test.targets)
-    return Images(name, x_train, y_train, x_test, y_test, tuple(train.classes))
-
-
-def _stack(folder):
-    "All images of an `ImageFolder` as one tensor uint8 [N, 3, H, W]. Raises ValueError if they are not of one size."
-    size = folder[0][0].shape
-    x = torch.empty(len(folder), *size, dtype=torch.uint8)
-    for i, (image, _) in enumerate(folder):
-        if image.shape != size:
-            sizes = f"{tuple(image.shape[1:])} pixels, the first image {tuple(size[1:])}"
-            raise ValueError(f"{folder.samples[i][0]} is {sizes}; one size is needed")
-        x[i] = image
+# %% ../../nbs/3_training/11_datasets.ipynb #771a4975
+def _read_images(file, member):
+    "uint8 [N, H, W, 3] or [N, H, W] (grey) in the npz `file` -> tensor uint8 [N, 3, H, W]."
+    n, *shape = *member.shape, *([1] if len(member.shape) == 3 else [])
+    size = math.prod(shape)
+    together = n if member.order == "F" else max(1, 2**22 // size)  # in Fortran's order an image lies scattered
+    x = torch.empty(n, 3, *shape[:2], dtype=torch.uint8)
+    with file.open(member.info) as f:
+        f.read(member.start)
+        for part in x.split(together):
+            block = np.frombuffer(f.read(len(part) * size), np.uint8)
+            block = block.reshape((len(part), *shape), order=member.order)
+            part.numpy()[:] = block.transpose(0, 3, 1, 2)  # one grey channel becomes three
     return x
 
-# %% ../../nbs/3_training/11_datasets.ipynb #2d5dfad1
+# %% ../../nbs/3_training/11_datasets.ipynb #538335cb
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")  # Pillow's other readers stay closed; one starts Ghostscript
+
+
+def _read_picture(path):
+    "A picture as uint8 [H, W, 3]: upright, on black, 8 bits a channel. Raises ValueError saying what is wrong with it."
+    from PIL import Image, ImageOps
+
+    with _reading(path, "a picture", "save it anew, or take it away"):
+        if not os.path.isfile(path):
+            raise ValueError("no file is there")  # a link to nowhere; a pipe, on which one would wait for ever
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_picture(image)
+            image.verify()  # all checksums of a PNG; to decode it, Pillow does not look at those of its pixels
+        with Image.open(path, formats=_FORMATS) as image:
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+
+# %% ../../nbs/3_training/11_datasets.ipynb #04f875ff
+def _check_picture(image):
+    "Raise ValueError on a picture too large or of many frames, by its header."
+    if image.width * image.height > 2**24:
+        raise ValueError(f"it has {image.width}×{image.height} pixels; 16 777 216, 4096×4096, are allowed")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a camera's JPEG with a preview
+        raise ValueError(f"it has {image.n_frames} frames; one is needed")
+
+
+def _to_rgb(image):
+    "A Pillow image of any mode in 8 bits of red, green and blue; transparent pixels on black."
+    from PIL import Image
+
+    clear = image.mode[-1] in "Aa" or "transparency" in image.info
+    if image.mode in ("I", "F") or (image.mode.startswith("I;") and clear):
+        raise ValueError(f"its pixels have Pillow's mode {image.mode}; 8 bits a channel, or 16 of grey, are needed")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if clear:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB")
+
+# %% ../../nbs/3_training/11_datasets.ipynb #80064a31
+def _find_pictures(root):
+    "{class: paths of its pictures}, sorted, of the folder `root`. Raises ValueError if a class has none or shares one."
+    found = {}
+    classes = {}
+    for folder in sorted(root.iterdir()):
+        if folder.suffix.lower() in _SUFFIXES and not folder.name.startswith(".") and folder.is_file():
+            raise ValueError(f"{folder} belongs to no class; move it to {root}/<class>/")
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        pictures = _walk(folder)
+        if not pictures:
+            raise ValueError(f"the class {folder} has no picture ({' '.join(_SUFFIXES)}); add one, or remove it")
+        shared = pictures.keys() & classes.keys()
+        if shared:
+            real = min(shared)
+            raise ValueError(f"{pictures[real]} is {real}, which is of the class {classes[real]!r} already")
+        classes |= dict.fromkeys(pictures, folder.name)
+        found[folder.name] = sorted(pictures.values(), key=os.path.split)
+    if not found:
+        raise ValueError(f"{root} has no folder of a class")
+    return found
+
+# %% ../../nbs/3_training/11_datasets.ipynb #b98c65aa
+def _walk(folder):
+    "{real path: path} of the pictures in and below `folder`, hidden ones left out. Raises ValueError on other kinds."
+    from PIL import Image
+
+    def fail(e):
+        raise e
+
+    pictures = {}
+    visited = set()
+    others = set(Image.registered_extensions()) - set(_SUFFIXES)
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
+        again = os.path.realpath(place) in visited  # a link that leads back
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        visited.add(os.path.realpath(place))
+        for file in sorted(name for name in files if not name.startswith(".")):
+            path = os.path.join(place, file)
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in others:
+                raise ValueError(f"{path} is of a kind that is not read; save it as png, or take it away")
+            if suffix in _SUFFIXES:
+                pictures.setdefault(os.path.realpath(path), path)
+    return pictures
+
+# %% ../../nbs/3_training/11_datasets.ipynb #3515b356
+def _read_folder(name, root):
+    "`root`/{train,test}/<class>/*.png|jpg -> `Images`, classes in alphabetical order. ValueError on unequal splits."
+    needed = "train/<class>/*.png and test/<class>/*.png are needed, of the same classes"
+    with _reading(root, "folders of pictures", needed):
+        train, test = (_find_pictures(root / split) for split in ("train", "test"))
+        if train.keys() != test.keys():
+            differ = ", ".join(sorted(train.keys() ^ test.keys()))
+            raise ValueError(f"train and test have different classes; only one of them has {differ}")
+    x = _stack([path for split in (train, test) for paths in split.values() for path in paths])
+    y_train, y_test = (
+        torch.tensor([k for k, paths in enumerate(split.values()) for _ in paths]) for split in (train, test)
+    )
+    return Images(name, x[: len(y_train)], y_train, x[len(y_train) :], y_test, tuple(train))
+
+# %% ../../nbs/3_training/11_datasets.ipynb #730f9203
+def _stack(paths):
+    "The pictures in these files as one tensor uint8 [N, 3, H, W]. Raises ValueError if they are not of one size."
+    size = _read_picture(paths[0]).shape
+    _check_memory(f"{len(paths)} pictures like {paths[0]}", len(paths) * math.prod(size))
+    x = torch.empty(len(paths), 3, *size[:2], dtype=torch.uint8)
+    for image, path in zip(x.numpy(), paths):
+        picture = _read_picture(path)
+        if picture.shape != size:
+            raise ValueError(f"{path} is {picture.shape[:2]} pixels, {paths[0]} {size[:2]}; one size is needed")
+        image[:] = picture.transpose(2, 0, 1)
+    return x
+
+# %% ../../nbs/3_training/11_datasets.ipynb #4432a58a
 _OFFICIAL = {  # name: torchvision's class, and its splits; all but the last are training images
     "cifar10": ("CIFAR10", ("train", "test")),
     "cifar100": ("CIFAR100", ("train", "test")),
@@ -138,11 +326,40 @@ _OFFICIAL = {  # name: torchvision's class, and its splits; all but the last are
 def _read_official(name, root):
     "torchvision's data set from the folder `root`, downloaded if missing -> `Images`. Raises what torchvision raises."
     splits = _OFFICIAL[name][1]
+    if name == "svhn":
+        _check_scipy()
     with _lock(root, name):
+        for path in sorted((root / "FashionMNIST" / "raw").glob("*-ubyte")) if name == "fashion_mnist" else ():
+            _check_idx(path)
         *train, (x_test, y_test, classes) = (_read_split(name, root, split) for split in splits)
     x_train = torch.cat([x for x, _, _ in train])  # the parts and the whole: two copies at most
     y_train = torch.cat([y for _, y, _ in train])
     return Images(name, x_train.contiguous(), y_train, x_test.contiguous(), y_test, classes)
+
+# %% ../../nbs/3_training/11_datasets.ipynb #decd80c2
+def _check_scipy():
+    "Raise ImportError saying what to install where SciPy is missing."
+    try:
+        import scipy.io  # noqa: F401
+    except ImportError as e:
+        needs = "the files of the data set 'svhn' are Matlab's, and SciPy reads them"
+        raise ImportError(f"{needs}: pip install 'attentiondrop_nb[experiments]'") from e
+
+
+def _check_idx(path):
+    "Raise ValueError unless the idx file at `path` is as long as it says, and what its archive, if there, has packed."
+    count = 3 if "idx3" in path.name else 1  # dimensions, each a big-endian int32
+    with open(path, "rb") as f:
+        head = f.read(4 + 4 * count)
+        sides = np.frombuffer(head[4:], ">u4") if len(head) == 4 + 4 * count else [0]
+        size = 4 + 4 * count + math.prod(map(int, sides))
+        if head[:4] != bytes([0, 0, 8, count]) or path.stat().st_size != size:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, and by its header {size}")
+        _check_memory(path, 3 * size)
+        checksum = zlib.crc32(head + f.read())
+    archive = path.with_name(f"{path.name}.gz")
+    if archive.is_file() and archive.read_bytes()[-8:-4] != checksum.to_bytes(4, "little"):
+        raise ValueError(f"{path} is not what {archive.name} has packed")
 
 # %% ../../nbs/3_training/11_datasets.ipynb #fc31aa74
 def _read_split(name, root, split):
@@ -152,13 +369,15 @@ def _read_split(name, root, split):
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
     data = getattr(datasets, _OFFICIAL[name][0])(root, download=True, **which)
     x = torch.as_tensor(data.data)
+    y = torch.as_tensor(data.labels if name == "svhn" else data.targets)
+    classes = tuple("0123456789") if name == "svhn" else tuple(data.classes)
+    if len(x) != len(y) or y.min() < 0 or y.max() >= len(classes):
+        raise ValueError(f"{split}: {len(x)} images and {len(y)} labels, {y.min()} to {y.max()}")
     if x.dim() == 3:  # [N, H, W], grey
         x = x[:, None].expand(-1, 3, -1, -1)
     elif x.shape[3] == 3:  # CIFAR; SVHN is [N, 3, H, W] already
         x = x.permute(0, 3, 1, 2)
-    if name == "svhn":
-        return x, torch.as_tensor(data.labels), tuple("0123456789")
-    return x, torch.as_tensor(data.targets), tuple(data.classes)
+    return x, y, classes
 
 
 def _lock(root, name):
@@ -171,10 +390,12 @@ def _find_official(name, data_dir):
     "`_read_official`, and one clear error: FileNotFoundError if it cannot be had, ValueError if a file is damaged."
     try:
         return _read_official(name, Path(data_dir))
+    except ImportError:
+        raise  # says what to install
     except (OSError, RuntimeError, EOFError, HTTPException) as e:
         said = " ".join(str(e).split())
         raise FileNotFoundError(f"{_not_found(name, data_dir)} Downloading it failed: {said}") from e
-    except (AssertionError, ValueError, KeyError) as e:
+    except Exception as e:
         hint = "delete them, and the next call downloads them again"
         raise ValueError(f"torchvision's files of {name!r} in {str(data_dir)!r} are damaged ({e}); {hint}") from e
 
@@ -197,15 +418,20 @@ def load(name, data_dir="data"):
 
     `<data_dir>/<name>.npz`; `<data_dir>/<name>/{train,test}/<class>/`; for `cifar10 cifar100 svhn fashion_mnist`
     torchvision's files in `data_dir`, downloaded if missing. Returns `Images`.
-    Raises FileNotFoundError saying what was looked for and how to get it, ValueError on a bad file.
+    Pictures are turned upright by their EXIF data and laid on black where transparent; of 16 bits the upper 8 are
+    taken. Raises FileNotFoundError saying what was looked for and how to get it; ValueError on a name that is a path,
+    and on a bad file, naming it (a JPEG has no checksum to tell); ImportError where a package is missing.
     """
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ValueError(f"dataset is {name!r}; a plain name is needed, and its folder as data_dir")
     if name in _EMBEDDED:
         return _EMBEDDED[name]()
-    root = Path(data_dir) / name
+    data_dir = Path(os.path.expanduser(data_dir))
+    root = data_dir / name
     path = root.with_name(f"{name}.npz")
-    if path.is_file():
+    if os.path.isfile(path):
         return _read_npz(name, path)
-    if (root / "train").is_dir() and (root / "test").is_dir():
+    if all(os.path.isdir(root / split) for split in ("train", "test")):
         return _read_folder(name, root)
     if name in _OFFICIAL:
         return _find_official(name, data_dir)
