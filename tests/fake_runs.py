@@ -27,17 +27,33 @@ with open(Path(data_dir) / "starts", "a") as file:
 for word in own["do"].split():
     if word == "fail":
         raise ArithmeticError("this run was told to fail")
+    if word == "oops":
+        raise type("Oops", (Exception,), {})("of no name that ends in Error")
     if word == "crash":
         os.kill(os.getpid(), 9)
     if word == "vanish":
         os._exit(0)
     if word == "write":
         folder = Path(out_dir) / run_name
+        (folder / "checkpoint.safetensors").write_text("weights")
         (folder / "record.tmp").write_text(json.dumps(own["record"]))
         (folder / "record.tmp").rename(folder / "record.json")
     if word.startswith("wait"):
         time.sleep(float(word[4:]))
 """
+
+
+EPOCH = dict(train_loss=1.0, train_accuracy=0.5, test_loss=1.0, test_accuracy=0.5, lr=0.1, alpha=0.0, seconds=1.0)
+RECORD = dict(
+    schema=SCHEMA,
+    data=dict(train=10, test=10, classes=["a", "b"], mean=[0.5], std=[0.5]),
+    epochs=[EPOCH],
+    final=dict(test_accuracy=0.5, train_accuracy=0.5),
+    best=dict(test_accuracy=0.5),
+    environment=dict(device="none", precision="float32"),
+    seconds=1.0,
+    status="finished",
+)
 
 
 def quick_imports(folder):
@@ -68,7 +84,7 @@ def fake_grid(folder, *todo):
     runs = plan(grid, folder / "out")
     for run, do in zip(runs, todo):
         config = make_config(run.parameters)
-        record = dict(schema=SCHEMA, parameters=asdict(config), final={"test_accuracy": 0.5}, status="finished")
+        record = RECORD | dict(parameters=asdict(config))
         (folder / f"{run.name}.json").write_text(json.dumps(dict(do=do, record=record)))
     return runs
 

@@ -1,5 +1,6 @@
 "The records and grids in git keep their meaning: a change of the code must not orphan a run that was made."
 import json
+from dataclasses import asdict
 
 import pytest
 from checkout import ROOT, files
@@ -32,6 +33,22 @@ def test_a_record_that_names_the_default_of_a_new_parameter_is_the_same_run():
     assert run_name(Config(**parameters | {"evaluate_every": 1})) == run_name(config)
     assert run_name(Config(**parameters | {"evaluate_every": 10})) != run_name(config)
     assert not is_same_run(parameters, Config(**parameters | {"evaluate_every": 10}))
+
+
+def test_a_record_that_spells_its_options_otherwise_is_the_same_run():
+    parameters = asdict(make_config({}))
+    for spelling in (dict(drop_after="layer2  layer1"), dict(milestones=".8 .6 0.40")):
+        assert is_same_run(parameters | spelling, make_config({}))
+        assert run_name(Config(**parameters | spelling)) == run_name(make_config({}))
+    assert not is_same_run(parameters | dict(drop_after="layer2"), make_config({}))
+    assert not is_same_run(parameters | dict(milestones="0.4 0.4 0.6 0.8"), make_config({}))  # it falls twice there
+
+
+def test_a_grid_may_spell_a_parameter_in_two_ways_and_has_one_run():
+    grid = {"runs": [{"drop_after": ["layer1 layer2", "layer2 layer1", "layer1  layer2 layer1"]}]}
+    assert len(plan(grid)) == 1
+    (run,) = plan(grid | {"exclude": [{"seed": 7}], "runs": [{"seed": [1, 7]}]})
+    assert run.parameters["seed"] == 1
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)

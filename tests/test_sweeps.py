@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from checkout import ROOT
 from fake_runs import fake_grid, fake_notebook, quick_imports, starts, wait_until
@@ -21,7 +22,7 @@ from attentiondrop_nb.evidence.grids import expand, plan, read_grid
 from attentiondrop_nb.evidence.sweeps import main
 from attentiondrop_nb.evidence.worker import call_papermill, is_locked, state
 from attentiondrop_nb.training.config import METHODS, make_config
-from attentiondrop_nb.training.runs import read_record
+from attentiondrop_nb.training.runs import read_record, save_run, train
 
 GRIDS = ROOT / "nbs" / "experiments" / "grids"
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]
@@ -67,6 +68,7 @@ def alive(pid):
         ("runs: [{seed: 0}]\nexclude: [{seed: 1}]", "{'seed': 1} in 'exclude' matches no run"),
         ("runs: [{seed: 0, seed: 1}]", "'seed' stands there twice"),
         ("runs: [", "is not a YAML file that can be read"),
+        ("runs: [{data_dir: [a, b]}]", "'data_dir' is ['a', 'b'], but it is a place"),
         ("- 1", "a grid is a mapping with the keys runs, name, defaults"),
     ],
 )
@@ -81,6 +83,8 @@ def test_bad_calls_end_with_2(tmp_path, capsys, monkeypatch):
     for arguments, says in (
         (["nowhere.yaml"], "nowhere.yaml"),
         ([grid, "--notebook", "nowhere.ipynb"], "there is no notebook nowhere.ipynb"),
+        ([grid, "--out", __file__], "is a file; a folder is needed"),
+        ([grid, "--out", f"{__file__}/out"], "is a file; a folder is needed"),
         ([grid, "--redraw", "--notebook", str(fake_notebook(tmp_path))], "'dataset', which no notebook"),
     ):
         assert main(arguments) == 2 and says in capsys.readouterr().err
@@ -119,7 +123,7 @@ def test_a_failure_stops_no_other_is_named_and_is_retried(tmp_path, fake, capsys
     assert [state(run) for run in runs] == ["done", "failed", "failed", "failed", "failed", "done"]
     assert "fake: 6 runs: 2 done, 4 failed" in said
     assert f"failed  {runs[1].name}: ArithmeticError: this run was told to fail\n" in said
-    assert f"failed  {runs[2].name}: nbclient.exceptions.DeadKernelError: Kernel died" in said
+    assert f"failed  {runs[2].name}: nbclient.exceptions.DeadKernelError: Kernel died (out of memory?)" in said
     assert f"failed  {runs[4].name}: the notebook ran to its end but wrote no record.json" in said
     for run in runs[1:5]:
         assert str(run.folder / "run.log") in said
@@ -129,7 +133,7 @@ def test_a_failure_stops_no_other_is_named_and_is_retried(tmp_path, fake, capsys
     assert main(fake) == 0 and len(starts(tmp_path)) == 10  # nothing is made again
 
 
-def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake):
+def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake, capsys):
     runs = fake_grid(tmp_path, "write", "write")
     for run, text in zip(
         runs,
@@ -138,6 +142,7 @@ def test_a_record_of_other_parameters_or_half_of_one_is_not_done(tmp_path, fake)
         run.folder.mkdir(parents=True)
         (run.folder / "record.json").write_text(text)
     assert [state(run) for run in runs] == ["todo", "todo"] and main(fake) == 0
+    assert "(made again: " in capsys.readouterr().out and not list(runs[0].folder.glob(".*.tmp"))
     assert [read_record(run.folder / "record.json")["parameters"]["seed"] for run in runs] == [0, 1]
 
 
@@ -315,3 +320,68 @@ def test_stop_after_needs_seconds_and_this_machine(fake, capsys, words):
     with pytest.raises(SystemExit) as ended:
         main([*fake, "--stop-after", *words])
     assert ended.value.code == 2 and "--stop-after is" in capsys.readouterr().err
+
+
+def test_a_device_of_another_machine_can_be_planned_and_not_run_here(tmp_path, capsys):
+    (tmp_path / "grid.yaml").write_text("runs: [{device: 'cuda:99'}]")
+    arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--dry-run"]) == 0 and "device=cuda:99" in capsys.readouterr().out
+    assert main(arguments) == 2 and "parameter 'device' is 'cuda:99'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_listing_may_be_cut_off(tmp_path):
+    (tmp_path / "grid.yaml").write_text(f"runs: [{{seed: {list(range(5000))}}}]")
+    listing = subprocess.Popen([*COMMAND, str(tmp_path / "grid.yaml"), "--dry-run"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    listing.stdout.close()
+    assert listing.stderr.read() == b"" and listing.wait() == 0
+
+
+def test_braces_in_a_path_a_foreign_kernel_and_an_error_of_any_class(tmp_path, monkeypatch, capsys):
+    here = tmp_path / "a{0}b{x}"
+    kernels = tmp_path / "share" / "kernels" / "python3"
+    for folder in (here, kernels):
+        folder.mkdir(parents=True)
+    (kernels / "kernel.json").write_text(json.dumps(dict(argv=["false"], display_name="mine", language="python")))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    monkeypatch.setenv("PYTHONPATH", quick_imports(tmp_path))
+    fake_grid(here, "write", "oops")
+    arguments = [str(here / "grid.yaml"), "--out", str(here / "out"), "--notebook", str(fake_notebook(here))]
+    assert main([*arguments, "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "1 done, 1 failed" in said and ": Oops: of no name that ends in Error\n" in said
+
+
+def test_a_done_run_on_other_data_is_named_and_not_made_over(tmp_path, capsys, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = {f"x_{split}": rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8) for split in ("train", "test")}
+    labels = np.arange(8) % 2
+    np.savez(tmp_path / "mine.npz", **images, y_train=labels, y_test=labels)
+    grid = {"runs": [{"dataset": "mine", "data_dir": str(tmp_path), "width": 2, "epochs": 1, "batch_size": 4}]}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
+    (run,) = plan(grid, tmp_path / "out")
+    save_run(run.folder, *train(make_config(run.parameters), progress=False))
+    (run.folder / "resume.safetensors").write_text("of a process that was killed while it ended")
+    arguments = [str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0 and "1 runs: 1 done" in capsys.readouterr().out
+    kept = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    assert sorted(kept) == ["checkpoint.safetensors", "record.json"]
+    np.savez(tmp_path / "mine.npz", **images, y_train=labels[::-1], y_test=labels)  # the labels are corrected
+    assert main(arguments) == 1
+    said = capsys.readouterr().out
+    assert f"failed  {run.name}: it was made on other data (digest then" in said
+    assert kept == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def test_without_its_weights_a_run_is_not_done(tmp_path):
+    (run,) = fake_grid(tmp_path, "write")
+    run.folder.mkdir(parents=True)
+    record = json.loads((tmp_path / f"{run.name}.json").read_text())["record"]
+    (run.folder / "record.json").write_text(json.dumps(record))
+    assert state(run) == "todo"
+    (run.folder / "checkpoint.safetensors").write_text("weights")
+    assert state(run) == "done"
+    for change in (dict(status="running"), dict(epochs=[])):
+        (run.folder / "record.json").write_text(json.dumps(record | change))
+        assert state(run) == "todo"

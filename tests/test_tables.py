@@ -7,6 +7,7 @@ import pytest
 from checkout import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from scipy import stats
 
 from attentiondrop_nb.evidence import figures, statistics, tables
@@ -97,22 +98,57 @@ def test_records_flat_and_in_folders_are_both_read_and_nothing_else(here):
     assert sorted(r["parameters"]["seed"] for r in tables.load_records("records")) == [0, 1]
 
 
-NO_RECORDS = [
-    ("", "bad.json"),
-    ("[]", "bad.json"),
-    ("{}", "bad.json"),
-    ('{"schema": 1}', "schema 1"),
-    ('{"schema": "new"}', "schema new"),
+DAMAGED = [
+    ("record.json", "", "damaged or not ours"),
+    ("record.json", "[]", "damaged or not ours"),
+    ("record.json", "{}", "schema: Field required"),
+    ("bad.json", '{"schema": 2', "Expecting"),
+    ("bad.json", '{"schema": 2}', "Field required"),
+    ("bad.json", '{"schema": 1}', "schema 1"),
+    ("bad.json", '{"schema": "2"}', "schema '2'"),
+    ("cifar10-ad-w8-e10-s0-9a94a066.json", "{}", "damaged or not ours"),
 ]
 
 
-@pytest.mark.parametrize("text, reason", NO_RECORDS)
-def test_what_is_no_record_is_an_error_that_names_it(here, text, reason):
+@pytest.mark.parametrize("name, text, reason", DAMAGED)
+def test_a_damaged_record_is_an_error_that_names_it(here, name, text, reason):
     write(here / "records", [record(0)])
-    (here / "records" / "bad.json").write_text(text)
+    path = here / "records" / ("bad" if name == "record.json" else "") / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
     with pytest.raises(ValueError, match=reason) as error:
         tables.load_records("records")
-    assert "bad.json" in str(error.value)
+    assert str(path.relative_to(here)) in str(error.value)
+
+
+def test_what_is_no_record_is_passed_over_and_listed_in_one_line(here, capsys):
+    write(here / "records", [record(0)])
+    texts = {"benchmark.json": "{}", "list.json": "[1]", "empty.json": "", ".hidden.json": '{"schema"'}
+    for name, text in texts.items():
+        (here / "records" / name).write_text(text)
+    (here / "records" / ".trash").mkdir()
+    (here / "records" / ".trash" / "record.json").write_text("{")
+    assert len(tables.load_records("records")) == 1
+    assert capsys.readouterr().out == "passed over, no record of a run: benchmark.json, empty.json, list.json\n"
+
+
+def test_a_tilde_is_the_home_folder(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    write(here / "records", [record(0)])
+    assert len(tables.load_records("~/records")) == 1
+    figures.save_scores("~/scores.json", {}, tables.runs_frame([record(0)]))
+    assert (here / "scores.json").is_file() and figures.load_scores("~/scores.json")[1]
+
+
+def test_a_figure_is_the_same_file_at_every_save(here):
+    texts = []
+    for _ in range(2):
+        fig, ax = plt.subplots()
+        ax.fill_between([0, 1], [0, 1])
+        ax.set_clip_on(True)
+        texts.append([path.read_bytes() for path in figures.save_figure(fig, "drawn", "a")])
+        plt.close(fig)
+    assert texts[0] == texts[1]
 
 
 def test_one_run_twice_does_not_count_as_two(here):

@@ -68,6 +68,7 @@ def test_a_run_writes_its_record_checkpoint_and_curve(tmp_path, method, cutout):
         "environment",
         "seconds",
         "status",
+        "checksums",
     }
     assert set(record["parameters"]) == {f.name for f in fields(Config)} and record["parameters"]["method"] == method
     assert record["status"] == "finished" and len(record["epochs"]) == 1
@@ -178,7 +179,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path):
 
 def test_a_broken_record_is_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "record.json"
-    for text, says in (("{", "holds no record"), ("[]", "holds no record"), ('{"schema": 1}', "schema 1")):
+    for text, says in (("{", "damaged or not ours"), ("[]", "damaged or not ours"), ('{"schema": 1}', "schema 1")):
         path.write_text(text)
         with pytest.raises(ValueError, match=says) as error:
             read_record(path)

@@ -9,6 +9,7 @@ __all__ = ['BLUE', 'RED', 'GREY', 'STYLES', 'plot_differences', 'epochs_frame', 
 # %% ../../nbs/4_evidence/21_figures.ipynb #f1d772fa
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -132,9 +133,11 @@ def _end_range(curves):
 # %% ../../nbs/4_evidence/21_figures.ipynb #df636d7b
 def save_figure(fig, out_dir, name):
     "Write `name`.png and `name`.svg into the folder `out_dir`. Returns their paths."
-    for kind, options in (("png", dict(dpi=200)), ("svg", dict(metadata={"Date": None}))):
-        write_atomic(Path(out_dir) / f"{name}.{kind}", lambda path: fig.savefig(path, format=kind, **options))
-    return [Path(out_dir) / f"{name}.{kind}" for kind in ("png", "svg")]
+    paths = [Path(out_dir).expanduser() / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path, options in zip(paths, (dict(dpi=200), dict(metadata={"Date": None}))):
+        with plt.rc_context({"svg.hashsalt": name}):  # the same figure, the same file
+            write_atomic(path, partial(fig.savefig, format=path.suffix[1:], **options))
+    return paths
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #5b1c7a23
 def save_scores(path, scores, runs, **parameters):
@@ -149,7 +152,8 @@ def save_scores(path, scores, runs, **parameters):
 
 def load_scores(path):
     "What `save_scores` wrote: scores {row: {seed: {name: number}}}, the rest as a dict; ({}, {}) without such a file."
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         return {}, {}
     try:
         kept = json.loads(Path(path).read_text())

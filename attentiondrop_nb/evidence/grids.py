@@ -6,6 +6,8 @@
 __all__ = ['expand', 'check_installed', 'read_grid', 'PlannedRun', 'plan']
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #cb7aa4da
+import math
+import os
 import re
 from dataclasses import asdict, field, fields
 from importlib.util import find_spec
@@ -15,19 +17,28 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator
 
-from ..training.config import Config, check_values, checked, make_config, refuse, run_name, unknown_name
+from ..training.config import SAME_RUN, Config, check_values, checked, make_config, refuse, run_name
+from ..training.config import unknown_name
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #39786792
 def _combinations(block):
     "A block whose lists are swept -> all its combinations: {a: [1, 2], b: 3} -> [{a: 1, b: 3}, {a: 2, b: 3}]."
-    lists = [value if isinstance(value, list) else [value] for value in block.values()]
-    return [dict(zip(block, values)) for values in product(*lists)]
+    return [dict(zip(block, values)) for values in product(*map(_listed, block.values()))]
 
 
-def _matches(run, pattern):
-    "Has a run all the values of `pattern`? What the run does not give has its default."
-    values = asdict(Config()) | run
-    return all(values[name] == value for name, value in pattern.items())
+def _listed(value):
+    "The values of a parameter in a block: a list is swept."
+    return value if isinstance(value, list) else [value]
+
+
+_MOST = 100_000  # runs of a grid: years of work, seconds to check
+
+
+def _check_count(blocks):
+    "Raise ValueError if the `blocks` have more than `_MOST` combinations, which are counted and not built."
+    count = sum(math.prod(len(_listed(value)) for value in block.values()) for block in blocks)
+    if count > _MOST:
+        raise ValueError(f"the grid has {count} runs; at most {_MOST} are taken: make the lists shorter")
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #c4798e61
 def _not_empty(blocks):
@@ -52,36 +63,50 @@ def _check_form(grid):
     "A dict -> `_Grid`. Raises ValueError naming all keys that are wrong."
     if not isinstance(grid, dict):
         keys = ", ".join(key.name for key in fields(_Grid))
-        raise ValueError(f"a grid is a mapping with the keys {keys}, not {grid!r}")
+        raise ValueError(f"a grid is a mapping with the keys {keys}, not {str(grid)[:200]}")
     return check_values(_Grid, {str(key): value for key, value in grid.items()}, noun="key")
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #4ddbf318
 def _block_faults(block):
-    "Sentences on what is wrong with the names of a block, and on lists that are empty."
+    "Sentences on what is wrong with the names of a block, and on lists that are none to sweep."
     known = [parameter.name for parameter in fields(Config)]
     faults = []
     for name, value in block.items():
         if name not in known:
             faults.append(unknown_name(name, value, known))
         elif name in ("out_dir", "run_name"):
-            faults.append(f"parameter {name!r} is {value!r}, but it is the sweep's to give; leave it out")
+            faults.append(f"parameter {name!r} is {str(value)[:200]!r}, but it is the sweep's to give; leave it out")
         elif value == []:
             faults.append(f"parameter {name!r} is an empty list: that makes no run at all")
+        elif name in SAME_RUN and isinstance(value, list):
+            faults.append(f"parameter {name!r} is {str(value)[:200]}, but it is a place, of which a run has one")
     return faults
+
+
+def _value_faults(block):
+    "Sentences on what is wrong with the values of a block, each by itself."
+    each = [{name: one} for name, value in block.items() for one in _listed(value)]
+    return [fault for values in each for fault in _faults(check_values, Config, values)]
+
+
+def _faults(check, *values):
+    "The sentences of the error that `check(*values)` raises."
+    try:
+        check(*values)
+    except ValueError as e:
+        return str(e).splitlines()
+    return []
+
+# %% ../../nbs/4_evidence/22_grids.ipynb #6653a9fe
+def _spelt(block):
+    "A block in order, its values as `Config` spells them: so 1 is True nowhere, and 'layer2 layer1' no other run."
+    spell = lambda name, value: getattr(check_values(Config, {name: value}), name)
+    values = {name: [spell(name, one) for one in _listed(value)] for name, value in block.items()}
+    return {name: value if isinstance(block[name], list) else value[0] for name, value in values.items()}
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #8abc394e
 _HEAD = "the grid is not in order; nothing was run:\n"
 
-
-def _run_faults(runs):
-    "What `make_config` says of the runs that it refuses."
-    faults = []
-    for run in runs:
-        try:
-            make_config(run)
-        except ValueError as e:
-            faults += str(e).splitlines()
-    return faults
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #81840753
 def expand(grid):
@@ -90,24 +115,34 @@ def expand(grid):
     Seed by seed: seed 0 of every method comes before seed 1 of any. Raises ValueError naming all that is wrong.
     """
     grid = _check_form(grid)
+    swept = [grid.defaults | block for block in grid.runs]
+    _check_count(swept)
+    _check_count(grid.exclude)
     blocks = [grid.defaults, *grid.runs, *grid.exclude]
     refuse([fault for block in blocks for fault in _block_faults(block)], _HEAD)
-    runs = [run for block in grid.runs for run in _combinations(grid.defaults | block)]
-    runs = _without(runs, [pattern for block in grid.exclude for pattern in _combinations(block)])
-    refuse(_run_faults(runs), _HEAD)
+    wrong = [fault for block in blocks for fault in _value_faults(block)]
+    runs = [run for block in swept for run in _combinations(block if wrong else _spelt(block))]
+    if not wrong:
+        runs = _without(runs, [_spelt(block) for block in grid.exclude])
+    refuse(wrong + [fault for run in runs for fault in _faults(make_config, run)], _HEAD)
     named = {}
     for run in runs:
         named.setdefault(run_name(make_config(run)), run)
     return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
 
-
-def _without(runs, patterns):
-    "The `runs` that match none of the `patterns`. Raises ValueError on a pattern without a run, or if no run is left."
-    idle = [pattern for pattern in patterns if not any(_matches(run, pattern) for run in runs)]
-    refuse([f"{pattern} in 'exclude' matches no run" for pattern in idle], _HEAD)
-    left = [run for run in runs if not any(_matches(run, pattern) for pattern in patterns)]
-    refuse([] if left else ["'exclude' leaves no run"], _HEAD)
-    return left
+# %% ../../nbs/4_evidence/22_grids.ipynb #579fae05
+def _without(runs, blocks):
+    "The `runs` that match none of the `blocks`. ValueError on a combination without a run, or if no run is left."
+    default = asdict(Config())
+    faults = []
+    for block in blocks:
+        values = [tuple((default | run)[name] for name in block) for run in runs]
+        patterns = {tuple(pattern.values()): pattern for pattern in _combinations(block)}
+        idle = [pattern for key, pattern in patterns.items() if key not in set(values)]
+        faults += [f"{pattern} in 'exclude' matches no run" for pattern in idle]
+        runs = [run for run, own in zip(runs, values) if own not in patterns]
+    refuse(faults or ([] if runs else ["'exclude' leaves no run"]), _HEAD)
+    return runs
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #2a3b736f
 def check_installed(extra, *modules):
@@ -118,13 +153,16 @@ def check_installed(extra, *modules):
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #c6c0905e
 def _grid_loader():
-    "A YAML loader that reads 1e-3 as a number, and refuses a key that stands in a mapping twice."
+    "A YAML loader that reads 1e-3 as a number, and refuses a key that is no name or stands in a mapping twice."
     import yaml
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
             seen = set()
             for key, _ in node.value:
+                if key.tag.rpartition(":")[2] not in ("str", "merge"):
+                    said = "a key that is no name; in quotes it would be one"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
                 if key.value in seen:
                     twice = f"{key.value!r} stands there twice"
                     raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
@@ -137,14 +175,35 @@ def _grid_loader():
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #2b7d30d3
 def read_grid(path):
-    "The grid in a YAML file. Raises OSError if there is none, ValueError if it is not YAML."
+    "The grid in a YAML file. Raises FileNotFoundError if there is none, ValueError if it is not YAML, or too large."
     check_installed("experiments", "yaml")
     import yaml
 
+    path = Path(path).expanduser()
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no grid {path}")
+    if not os.path.isfile(path) or path.stat().st_size > 2**20:
+        raise ValueError(f"{path} is no YAML file of at most 1 MiB, which is needed for a grid")
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _grid_loader())
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} is not a YAML file that can be read: {e}") from e
+        text = path.read_text(encoding="utf-8")
+        _count_values(yaml.compose(text, _grid_loader()), {})
+        return yaml.load(text, _grid_loader())
+    except Exception as e:  # whatever a file of something else makes the library raise
+        why = "it is nested too deep" if isinstance(e, RecursionError) else str(e)[:1000]
+        raise ValueError(f"{path} is not a YAML file that can be read: {why}") from e
+
+# %% ../../nbs/4_evidence/22_grids.ipynb #7808550a
+def _count_values(node, known, above=()):
+    "How many values a node of YAML has, one that is named again (*a) again. Raises ValueError if that is too many."
+    if id(node) in above:
+        raise ValueError("an alias stands in itself")
+    if id(node) not in known:
+        parts = node.value if isinstance(getattr(node, "value", None), list) else []
+        flat = [part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair])]
+        known[id(node)] = 1 + sum(_count_values(part, known, (*above, id(node))) for part in flat)
+    if known[id(node)] > _MOST:
+        raise ValueError(f"it is too large: more than {_MOST} values, those of aliases counted each time")
+    return known[id(node)]
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #3c48a116
 class PlannedRun(NamedTuple):

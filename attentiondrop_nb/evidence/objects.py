@@ -81,7 +81,8 @@ DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of
 # %% ../../nbs/4_evidence/18_objects.ipynb #32a8ff4b
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` with a checkpoint that did not diverge; {} if there is no such folder."
-    folders = sorted(path.parent for path in Path(runs_dir).glob("*/record.json"))
+    paths = sorted(Path(runs_dir).expanduser().glob("*/record.json"))
+    folders = [path.parent for path in paths if not path.parent.name.startswith(".")]
     whole = [folder for folder in folders if (folder / "checkpoint.safetensors").is_file()]
     records = {folder: read_record(folder / "record.json") for folder in whole}
     return {folder: record for folder, record in records.items() if record["status"] != "diverged"}

@@ -7,6 +7,7 @@ __all__ = ['NOTEBOOK', 'sweep', 'figures', 'redraw', 'parse', 'listing', 'main']
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #381e136c
 import argparse
+import json
 import math
 import os
 import re
@@ -23,7 +24,9 @@ from threading import Event
 import attentiondrop_nb
 from .grids import check_installed, plan, read_grid
 from .worker import Outcome, call_papermill, execute, explain, is_done, is_locked, state
-from ..training.config import Config, refuse
+from ..training.config import Config, find_device, make_config, refuse
+from ..training.datasets import load, subset
+from ..training.runs import other_data, read_record, remove_leavings
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #a9fb3881
 def _run_locally(work, items, jobs, tick):
@@ -102,6 +105,40 @@ def _find_notebook(path=None):
     hint = "clone the repository and call this in its folder, or give --notebook PATH"
     raise FileNotFoundError(f"{NOTEBOOK} is not here: {hint}")
 
+# %% ../../nbs/4_evidence/24_sweeps.ipynb #dd277952
+def _done_before(runs):
+    """The outcomes of the `runs` that are done; what killed processes left beside them is removed.
+
+    A run on other data than what lies in its `data_dir` now has failed: it is neither taken for done, nor made over.
+    """
+    done = [run for run in runs if is_done(run)]
+    known = {}
+    outcomes = []
+    for run in done:
+        remove_leavings(run.folder, done=True)
+        change = _data_change(run, known)
+        hint = "move its folder away, or give another --out, and it is made on these"
+        said = ("failed", f"it was made on other data ({change}); {hint}") if change else ("done", "")
+        outcomes.append(Outcome(run.name, *said))
+    return outcomes
+
+# %% ../../nbs/4_evidence/24_sweeps.ipynb #571e9ca8
+def _data_change(run, known):
+    "How the files of a done run's data set differ from what its record says; '' if they do not, or are not here."
+    config = make_config(run.parameters)
+    kept = read_record(run.folder / "record.json")["data"]
+    root = Path(config.data_dir) / config.dataset
+    if not (root.with_name(f"{root.name}.npz").is_file() or (root / "train").is_dir()):
+        return ""  # embedded, or checked by torchvision, or on another machine
+    key = json.dumps([config.dataset, config.data_dir, config.train_images, kept])
+    if key not in known:
+        try:
+            data = load(config.dataset, config.data_dir)
+        except (OSError, ValueError) as e:
+            return f"which now cannot be read: {e}"
+        known[key] = other_data(kept, subset(data, config.train_images) if config.train_images else data)
+    return known[key]
+
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #1a984b47
 def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=None, stop_after=math.inf):
     """Make all of the planned `runs` that are not done -> their `Outcome`s, those done before first.
@@ -109,7 +146,7 @@ def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=N
     On this machine none begins that would not end within `stop_after` seconds.
     """
     check_installed("experiments", "papermill", "ipykernel", "yaml")
-    before = [Outcome(run.name, "done") for run in runs if is_done(run)]
+    before = _done_before(runs)
     todo = [run for run in runs if run.name not in {outcome.name for outcome in before}]
     progress = _Progress(name, len(runs), len(before))
     try:
@@ -201,7 +238,8 @@ def figures(folder, out, wanted, data_dir=None):
         places["data_dir"] = data_dir
     values = {k: str(v) for k, v in places.items()} | wanted
     paths = [path for path in sorted(Path(folder).glob("*.ipynb")) if path.name not in _NOT_DRAWN]
-    known = {path: inspect_notebook(str(path)) for path in paths}
+    escaped = {path: str(path).replace("{", "{{").replace("}", "}}") for path in paths}  # it formats them
+    known = {path: inspect_notebook(text) for path, text in escaped.items()}
     unused = [name for name in wanted if not any(name in names for names in known.values())]
     refuse([f"'notebooks' gives {name!r}, which no notebook in {folder} takes" for name in unused])
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
@@ -260,6 +298,7 @@ def parse(argv):
     "The arguments of a call; exits with 2 if they are not in order."
     parser = _make_parser()
     args = parser.parse_args(argv)
+    args.out = os.path.expanduser(args.out)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; at least 1 is needed")
     if not args.stop_after > 0 or (args.ray and args.stop_after < math.inf):
@@ -299,11 +338,18 @@ def _prepare(args):
     check_installed("experiments", "papermill", "ipykernel")
     if args.ray:
         check_installed("cluster", "ray")
+    out = Path(args.out)
+    there = next(part for part in (out, *out.resolve().parents) if part.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--out is {args.out!r}, but {str(there)!r} is a file; a folder is needed")
     notebook = _find_notebook(args.notebook)
+    if not args.ray:
+        for device in {make_config(run.parameters).device for run in runs if not is_done(run)}:
+            find_device(device)  # raises if this machine lacks it
     todo = figures(notebook.parent, args.out, grid.get("notebooks", {}), args.data_dir) if args.redraw else {}
     return name, runs, notebook, todo
 
-
+# %% ../../nbs/4_evidence/24_sweeps.ipynb #0414b3f3
 def _run_all(args, name, runs, notebook, todo):
     "Make the runs, then the notebooks; print how it went. Returns the exit code."
     out = Path(args.out)
@@ -325,7 +371,10 @@ def main(argv=None):
         print(f"attentiondrop-sweep: error: {e}", file=sys.stderr)
         return 2
     if args.dry_run:
-        print("\n".join(listing(runs)))
+        with suppress(BrokenPipeError):  # `| head` has seen enough
+            print("\n".join(listing(runs)), flush=True)
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does Python's end say a word
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends it as Ctrl-C does
     try:

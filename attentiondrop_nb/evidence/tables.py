@@ -9,6 +9,7 @@ __all__ = ['NONE', 'CUTOUT', 'DROPBLOCK', 'AM', 'SM', 'AD', 'BOTH', 'PAPER', 'CL
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #bdbb72e1
 import math
+import re
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -22,29 +23,47 @@ from .statistics import sampling_error, told, verdict
 from ..training.config import METHODS, SAME_RUN, Config, make_config, run_name
 from ..training.runs import read_record
 
-# %% ../../nbs/4_evidence/20_tables.ipynb #7c162c26
+# %% ../../nbs/4_evidence/20_tables.ipynb #a389482c
 def load_records(records_dir):
-    "All records in a folder, `*.json` and `*/record.json`. Raises if a file is no record or a run is there twice."
-    folder = Path(records_dir)
+    """All records in a folder, `*.json` and `*/record.json`; hidden ones, and what is no record, are passed over.
+
+    Raises FileNotFoundError without the folder, ValueError on a damaged record, and if a run is there twice.
+    """
+    folder = Path(records_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
             f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs"
         )
     records = []
     seen = {}
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*/record.json")]):
-        record = read_record(path)
-        name = _name(record)
-        if name in seen:
-            raise ValueError(f"{path} and {seen[name]} are the same run; keep one of them")
-        seen[name] = path
-        records.append(record)
+    paths = sorted([*folder.glob("*.json"), *folder.glob("*/record.json")])
+    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    foreign = [path for path in shown if not _is_record(path)]
+    for path in shown:
+        if path not in foreign:
+            records.append(read_record(path))
+            name = _name(records[-1])
+            if name in seen:
+                raise ValueError(f"{path} and {seen[name]} are the same run; keep one of them")
+            seen[name] = path
+    if foreign:
+        print(f"passed over, no record of a run: {', '.join(path.name for path in foreign)}")
     return records
+
+# %% ../../nbs/4_evidence/20_tables.ipynb #2f887e49
+def _is_record(path):
+    "Is a file a record by its name, or by how it begins? If so, it has to be whole."
+    if path.name == "record.json" or re.search(r"-w\d+-e\d+-s\d+-[0-9a-f]{8}\.json$", path.name):
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return b'"schema"' in file.read(100)
 
 
 def _name(record):
     "The name of a record's run: readable, and the same for the same run wherever it ran."
-    return run_name(Config(**record["parameters"]))
+    return run_name(make_config(record["parameters"]))
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #1bfb827e
 def _simulated_accuracies(config):

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,11 +22,13 @@ from ..training.runs import read_record
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #46b5d47a
 def is_done(run):
-    "Is there a record of exactly this run?"
+    "Are there a record of exactly this run, whole and of a run that has ended, and its weights?"
     try:
-        return is_same_run(read_record(run.folder / "record.json")["parameters"], make_config(run.parameters))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = read_record(run.folder / "record.json")
+    except (OSError, ValueError):
         return False  # no record, half a record, one of an older version: to be made
+    same = is_same_run(record["parameters"], make_config(run.parameters))
+    return same and (run.folder / "checkpoint.safetensors").is_file()
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #88b342e8
 _FAILED = "attentiondrop-sweep: FAILED: "
@@ -96,21 +99,32 @@ def _papermill_command(notebook, output, parameters):
     import yaml
 
     given = ["-y", yaml.safe_dump(parameters), "-k", "python3", "--no-progress-bar"]
-    return [sys.executable, "-m", "papermill", str(notebook), str(output), *given]
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)]  # it formats paths
+    return [sys.executable, "-m", "papermill", *paths, *given]
 
 
+@contextmanager
+def _own_kernel():
+    "While open, what to add to the environment so that the kernel `python3` is this Python, whatever the user has."
+    from ipykernel.kernelspec import write_kernel_spec
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_kernel_spec(f"{folder}/kernels/python3")
+        yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))}
+
+# %% ../../nbs/4_evidence/23_worker.ipynb #e15e317f
 def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold=()):
     """Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C.
 
     It keeps the files `hold` open, and with them their locks.
     """
-    with open(log, "w") as file:
+    with open(log, "w") as file, _own_kernel() as kernel:
         process = subprocess.Popen(
             _papermill_command(notebook, output, parameters),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=_child_environment(jobs),
+            env=_child_environment(jobs) | kernel,
             start_new_session=True,
             pass_fds=[f.fileno() for f in hold],
         )
@@ -132,31 +146,36 @@ class Outcome(NamedTuple):
 
 
 def _last_error(log):
-    "The last line of a log that names an error; without one, its last line."
+    "The error that a log ends with, in a line; without one, its last line."
     text = re.sub(r"\x1b\[[\d;]*m", "", Path(log).read_text(errors="replace"))  # colours
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["the log is empty"]
+    *_, cell = text.rpartition("Exception encountered at")
+    names = re.findall(r"^([\w.]+) +Traceback \(most recent call last\)", cell, re.M) or ["SystemExit"]
+    lines = [line.strip() for line in cell.splitlines() if line.strip()] or ["the log is empty"]
+    own = [i for i, line in enumerate(lines) if re.match(rf"{re.escape(names[-1])}(:|$)", line)]  # of any class
+    if own:
+        return "; ".join(lines[own[-1] :])[:500]
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
     return errors[-1] if errors else lines[-1]
 
 
 def explain(code, log):
     "Why a run has no record, from its exit code and log."
-    if code == -signal.SIGKILL:
-        return "killed by SIGKILL (out of memory?)"
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return _last_error(log) if code else "the notebook ran to its end but wrote no record.json of these parameters"
+    if code == 0:
+        return "the notebook ran to its end but wrote no record.json of these parameters, or no weights"
+    why = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_error(log)
+    return f"{why} (out of memory?)" if code == -signal.SIGKILL or "DeadKernelError" in why else why
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #bc5a7d8d
 def _attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
     if is_done(run):  # by another sweep, while we waited for the lock
         return "done", _told(run)
+    damaged = _damage(run.folder / "record.json")
     log = run.folder / "run.log"
     output = run.folder / "run.ipynb"
     code = call_papermill(notebook, output, run.parameters, log, jobs=jobs, stop=stop, hold=[held])
     if is_done(run):
-        return "done", _told(run)
+        return "done", _told(run) + damaged
     if stop and stop.is_set():
         return "interrupted", ""
     why = explain(code, log)
@@ -169,7 +188,19 @@ def _told(run):
     "The test accuracy of a run that is done, and whether it diverged."
     record = read_record(run.folder / "record.json")
     said = f"test {record['final']['test_accuracy']:.1%}"
-    return f"{said} DIVERGED" if record["status"] == "diverged" else said
+    note = record["environment"].get("note")
+    return said + (" DIVERGED" if record["status"] == "diverged" else "") + (f" ({note})" if note else "")
+
+# %% ../../nbs/4_evidence/23_worker.ipynb #3691baaa
+def _damage(path):
+    "What is wrong with a record that is to be made again, in brackets; '' if there is none."
+    try:
+        read_record(path)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as e:
+        return f" (made again: {e})"
+    return ""
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #58e8dfc3
 def execute(run, notebook, jobs=1, stop=None, patience=1.0):

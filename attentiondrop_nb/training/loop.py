@@ -170,7 +170,7 @@ def find_status(epochs, config):
         return "diverged"
     if config.patience and losses and len(losses) - 1 - losses.index(min(losses)) >= config.patience:
         return "converged"
-    return "finished" if len(losses) == config.epochs else "running"
+    return "finished" if len(losses) >= config.epochs else "running"
 
 # %% ../../nbs/3_training/15_loop.ipynb #9ec9c8cd
 def run_epoch(trainer, tick=lambda: None):
