@@ -54,7 +54,7 @@ def no_network(monkeypatch):
 class Python2Pickler(pickle._Pickler):
     "Pickles as Python 2 did, which wrote CIFAR's files: one type for text and bytes, protocol 2."
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012  as in its base  # noqa: RUF012  as in its base
 
     def save_string(self, value):
         raw = value if isinstance(value, bytes) else value.encode("latin1")

@@ -167,7 +167,7 @@ def test_the_benchmark_records_what_it_measures(tmp_path):
     assert layers.keys() == {
         (d, s, n) for d in ("float32", "bfloat16") for s in ("2x4x16x16", "2x3x4x4") for n in names
     }
-    for (dtype, shape, layer), r in layers.items():
+    for (dtype, shape, _), r in layers.items():
         total, dropout = r["seconds"]["both"], layers[dtype, shape, "nn.Dropout"]["seconds"]["both"]
         assert r["rounds"] == 2 and 0 < total["q1"] <= total["median"] <= total["q3"]
         assert r["over_dropout"]["value"] == pytest.approx(total["median"] / dropout["median"])

@@ -2,7 +2,6 @@
 import ast
 import json
 import re
-from pathlib import Path
 
 import pytest
 from checkout import ROOT, files
@@ -131,12 +130,10 @@ def ugly(tree):
             yield node.lineno, "statements joined by commas"
         if isinstance(node, ast.IfExp) and any(isinstance(n, ast.IfExp) for n in (node.body, node.test, node.orelse)):
             yield node.lineno, "a conditional inside a conditional"
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-            if any(isinstance(n, (ast.JoinedStr, ast.Constant)) and is_text(n) for n in (node.left, node.right)):
-                yield node.lineno, "text times something"
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-            if isinstance(node.targets[0], ast.Tuple) and unrelated(node.value.elts) and not is_swap(node):
-                yield node.lineno, "unrelated things in one assignment"
+        if is_product(node) and any(map(is_text, (node.left, node.right))):
+            yield node.lineno, "text times something"
+        if is_packed(node) and unrelated(node.value.elts) and not is_swap(node):
+            yield node.lineno, "unrelated things in one assignment"
 
 
 def unrelated(values):
@@ -172,7 +169,17 @@ def too_long(tree):
 
 
 def is_text(node):
-    return isinstance(node, ast.JoinedStr) or isinstance(node.value, str)
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def is_product(node):
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult)
+
+
+def is_packed(node):
+    "Does a line give several values to several names?"
+    several = isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+    return several and isinstance(node.targets[0], ast.Tuple)
 
 
 def body_lines(function):

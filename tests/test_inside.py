@@ -1,5 +1,6 @@
 "Masks, maps and activations measured: against other people's code, on random input; and the figures that need runs."
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -15,8 +16,15 @@ from torch import nn
 
 from attentiondrop_nb.evidence.figures import load_scores
 from attentiondrop_nb.evidence.inside import average_precision, cam, capture, find_region, iou
-from attentiondrop_nb.evidence.objects import activation_counts, activations, find_runs, object_share, run_cams
-from attentiondrop_nb.evidence.objects import share_of_object, share_on_object
+from attentiondrop_nb.evidence.objects import (
+    activation_counts,
+    activations,
+    find_runs,
+    object_share,
+    run_cams,
+    share_of_object,
+    share_on_object,
+)
 from attentiondrop_nb.layers.removed import sample_mask
 from attentiondrop_nb.training.config import make_config, run_folder
 from attentiondrop_nb.training.datasets import load, subset
@@ -173,7 +181,7 @@ def test_masks_blind_to_the_features_fit_any_object_alike():
 def test_activation_counts_lose_nothing_from_the_lower_edge_on():
     x = torch.randn(7, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     edges = (0.0, 0.3, 1.0, 10.0)
-    assert (activation_counts(x, edges) * 7).tolist() == [((x >= a) & (x < b)).sum() for a, b in zip(edges, edges[1:])]
+    assert (activation_counts(x, edges) * 7).tolist() == [((x >= a) & (x < b)).sum() for a, b in pairwise(edges)]
 
 
 @pytest.fixture(scope="module")

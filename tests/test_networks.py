@@ -250,7 +250,7 @@ def test_compiles_whole_and_alpha_moves_without_recompiling(cnn, no_recompiles):
     make, names = COMPILED[cnn]
     model = seeded(make)
     x = images()
-    attach(model, {name: ad.AttentionDrop2d for name in names})
+    attach(model, dict.fromkeys(names, ad.AttentionDrop2d))
     schedule = ad.LinearSchedule(model, 0.0, 1.0, steps=2)
     eager = copy.deepcopy(model)
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -8,9 +8,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, files
 
 import attentiondrop_nb
-from checkout import ROOT, files
 
 CONFIG = ConfigParser(delimiters=["="])
 CONFIG.read(ROOT / "settings.ini", encoding="utf-8")

@@ -11,8 +11,15 @@ from torch import nn
 
 from attentiondrop_nb.checks import FLOATS
 from attentiondrop_nb.layers.layers import LinearSchedule
-from attentiondrop_nb.layers.relatives import DropBlock2d, ElementDropout2d, SpatialDropout2d, cutout, drop_block2d
-from attentiondrop_nb.layers.relatives import element_dropout2d, spatial_dropout2d
+from attentiondrop_nb.layers.relatives import (
+    DropBlock2d,
+    ElementDropout2d,
+    SpatialDropout2d,
+    cutout,
+    drop_block2d,
+    element_dropout2d,
+    spatial_dropout2d,
+)
 from attentiondrop_nb.layers.released import ReleasedAttentionDrop2d, plane_probability, released_attention_drop2d
 from attentiondrop_nb.layers.removed import MASKS, energy_removed, given_back, sample_mask, touched_share
 

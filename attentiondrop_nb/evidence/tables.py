@@ -96,7 +96,8 @@ def _simulated_record(seed, status="finished", **parameters):
 _LATER = {"evaluate_every": 1}  # parameters that older records lack
 _OPTIONS = ["alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length"]
 _ROW = ["method", "cutout"]
-_PARAMETERS = [k for k in _LATER | asdict(Config()) if k not in (*SAME_RUN, "train_images")]
+_DEFAULTS = asdict(Config())  # type: ignore[call-overload]
+_PARAMETERS = [k for k in _LATER | _DEFAULTS if k not in (*SAME_RUN, "train_images")]
 _SETTING = [k for k in _PARAMETERS if k not in (*_ROW, *_OPTIONS, "seed")] + ["train_images", "test_images"]
 _ACCURACIES = ["training", "final", "best"]
 

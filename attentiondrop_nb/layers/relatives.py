@@ -71,6 +71,10 @@ class _LibraryDrop2d(DropLayer2d):
         "A copy has a buffer of its own, which counts its changes anew."
         return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
+    def drop(self, x: Tensor) -> Tensor:
+        "What the library makes of maps `x` in training."
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(x) if self.training else _pass_maps(x)
 

@@ -154,16 +154,16 @@ class Config:
     dataset: PlainName = "digits"
     data_dir: _Place = "data"
     train_images: Annotated[int, Field(ge=2, lt=2**31)] | None = None
-    method: Literal[tuple(METHODS)] = "ad"
+    method: Literal[tuple(METHODS)] = "ad"  # type: ignore[valid-type]
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     beta: Annotated[float, Field(ge=0, le=100)] | None = None
-    granularity: Literal[GRANULARITIES] | None = None
-    rescale: Literal[RESCALES] | None = None
+    granularity: Literal[GRANULARITIES] | None = None  # type: ignore[valid-type]
+    rescale: Literal[RESCALES] | None = None  # type: ignore[valid-type]
     block_size: _Pixels | None = None
     drop_after: Annotated[str, AfterValidator(_stages)] | None = None
     cutout: bool = False
     cutout_length: _Pixels | None = None
-    network: Literal[tuple(NETWORKS)] = "resnet18"
+    network: Literal[tuple(NETWORKS)] = "resnet18"  # type: ignore[valid-type]
     recipe: Literal["demo", "paper", "released"] = "demo"
     width: _Pixels | None = None
     epochs: _Count | None = None

@@ -534,7 +534,7 @@ class _Checksums:
 # %% ../../nbs/3_training/16_runs.ipynb #1d85658d
 @_form
 class _Record:
-    schema: Literal[SCHEMA]
+    schema: Literal[SCHEMA]  # type: ignore[valid-type]
     parameters: dict[str, Any]
     data: _Data
     epochs: Annotated[list[_Epoch], Field(min_length=1)]
