@@ -25,7 +25,7 @@ from attentiondrop_nb.training import runs
 from attentiondrop_nb.training.config import METHODS, make_config
 from attentiondrop_nb.training.runs import load_run, read_record, remove_leavings, save_run, train, write_atomic
 
-QUICK = dict(width=2, epochs=4, batch_size=64, train_images=256)
+QUICK = dict(width=2, epochs=4, batch_size=64, train_images=256, device="cpu")  # to the bit on a CPU alone
 NOTEBOOK = ROOT / "nbs" / "experiments" / "train.ipynb"
 
 # A process that has imported all forks a child for each line of JSON it is given, and says how it ended.

@@ -146,37 +146,6 @@ def test_parameters_are_explained():
     assert not [line for line in cell.source.splitlines() if "  # " not in line]
 
 
-KILLED = """
-import sys
-from attentiondrop_nb.training import config, runs
-runs.SAVE_SECONDS = 0
-tell = lambda record: print(len(record["epochs"]), flush=True)
-runs.train(config.make_config({values!r}), folder={folder!r}, progress=False, on_epoch=tell)
-"""
-
-
-def test_a_killed_run_goes_on_and_ends_in_the_same_weights(tmp_path):
-    values = FAST | dict(epochs=6, method="released", cutout=True)
-    code = KILLED.format(values=values, folder=str(tmp_path))
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
-        assert [process.stdout.readline().strip() for _ in range(3)] == ["1", "2", "3"]
-        process.kill()
-    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["resume.safetensors"]
-    config = make_config(values)
-    epochs = []
-    model, record = train(config, folder=tmp_path, progress=False, on_epoch=lambda r: epochs.append(len(r["epochs"])))
-    assert epochs[0] > 2 and epochs[-1] == 6 and record["environment"]["resumed"]
-    straight, whole = train(config, progress=False)
-    assert [e["train_loss"] for e in record["epochs"]] == [e["train_loss"] for e in whole["epochs"]]
-    assert all(v.equal(straight.state_dict()[k]) for k, v in model.state_dict().items())
-
-
 def test_a_broken_record_is_an_error_that_names_the_file(tmp_path):
     path = tmp_path / "record.json"
     for text, says in (("{", "damaged or not ours"), ("[]", "damaged or not ours"), ('{"schema": 1}', "schema 1")):
