@@ -13,6 +13,7 @@ from attentiondrop_nb.evidence.sweeps import main
 from attentiondrop_nb.evidence.worker import is_locked, state
 from attentiondrop_nb.training.runs import read_record
 
+pytestmark = pytest.mark.whole
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]
 MEMORY = 80_000_000  # bytes of object store a node, about the least that Ray takes
 

@@ -8,6 +8,8 @@ import sys
 import nbformat
 import pytest
 from checkout import ROOT, files
+from execnb.nbio import read_nb
+from execnb.shell import CaptureShell
 from papermill import inspect_notebook
 
 EXPERIMENTS = files("nbs/experiments", ".ipynb")
@@ -99,16 +101,17 @@ def test_parameters_are_typed_and_explained(path):
 RECORD_READERS = [p for p in EXPERIMENTS if {"records_dir", "runs_dir"} & set(inspect_notebook(str(p)))]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("path", RECORD_READERS, ids=[p.stem for p in RECORD_READERS])
-def test_without_records_a_notebook_says_what_makes_them(path, tmp_path):
+def test_without_records_a_notebook_says_what_makes_them(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "none").mkdir()
-    flags = [
-        f for name in inspect_notebook(str(path)) if name in ("records_dir", "runs_dir") for f in ("-p", name, "none")
-    ]
-    command = [sys.executable, "-m", "papermill", str(path), "out.ipynb", "-k", "python3", "--no-progress-bar", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shown = json.dumps([c.get("outputs", []) for c in json.loads((tmp_path / "out.ipynb").read_text())["cells"]])
+    notebook = read_nb(path)
+    places = [name for name in inspect_notebook(str(path)) if name in ("records_dir", "runs_dir")]
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    given = "\n".join([notebook.cells[first].source, *(f"{name} = 'none'" for name in places)])
+    CaptureShell(tmp_path).run_all(notebook, exc_stop=True, inject_code=given, inject_idx=first)
+    shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert "attentiondrop-sweep" in shown or "papermill" in shown
     assert "Traceback" not in shown
 
@@ -133,6 +136,7 @@ QUICK = dict(
 )
 
 
+@pytest.mark.whole
 def test_the_benchmark_records_what_it_measures(tmp_path):
     flags = [f for name, value in QUICK.items() for f in ("-p", name, str(value))]
     command = [

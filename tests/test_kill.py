@@ -263,7 +263,15 @@ def test_a_run_that_is_asked_to_end_says_how_it_goes_on(tmp_path, forks, number)
     runs._read_progress(tmp_path / "resume.safetensors")  # whole
 
 
-def test_a_signal_waits_until_a_file_is_whole(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C is heard, also where a shell has started the tests in the background: its jobs ignore it."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_waits_until_a_file_is_whole(tmp_path, ctrl_c):
     def write(path):
         os.kill(os.getpid(), signal.SIGINT)
         path.write_text("whole")

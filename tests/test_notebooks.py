@@ -19,6 +19,7 @@ def name(path):
     return str(path.relative_to(ROOT / "nbs"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("path", LESSONS, ids=name)
 def test_lesson_runs(path, monkeypatch):
     if path.name in TRITON and not find_spec("triton"):

@@ -24,6 +24,7 @@ from attentiondrop_nb.evidence.worker import call_papermill, is_locked, state
 from attentiondrop_nb.training.config import METHODS, make_config
 from attentiondrop_nb.training.runs import read_record, save_run, train
 
+pytestmark = pytest.mark.whole
 GRIDS = ROOT / "nbs" / "experiments" / "grids"
 COMMAND = [sys.executable, "-c", "import sys; from attentiondrop_nb.evidence.sweeps import main; sys.exit(main())"]
 

@@ -561,7 +561,8 @@ def _parse(path, text, form):
         make_config(values["parameters"])
     except ValidationError as e:
         first = e.errors()[0]
-        raise ValueError(_damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")) from e
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(_damaged(path, f"{where}: {first['msg']}".removeprefix(": "))) from e
     except (ValueError, RecursionError) as e:
         raise ValueError(_damaged(path, e)) from e
     return values
