@@ -119,8 +119,7 @@ class Forks:
 def forks(tmp_path_factory):
     made = Forks(tmp_path_factory.mktemp("forks") / "log")
     yield made
-    made.process.stdin.close()
-    made.process.wait()
+    made.process.communicate()  # closes its pipes and waits
 
 
 def without_times(record):
