@@ -187,8 +187,8 @@ def test_a_killed_sweep_leaves_its_run_locked_and_no_other_takes_it(tmp_path, fa
 def test_two_sweeps_share_the_work(tmp_path, fake):
     runs = fake_grid(tmp_path, *["wait1 write"] * 3)
     both = [subprocess.Popen([*COMMAND, *fake], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    codes = {sweep.wait(120) for sweep in both}
-    said = "".join(sweep.stdout.read() for sweep in both)
+    said = "".join(sweep.communicate(timeout=120)[0] for sweep in both)
+    codes = {sweep.returncode for sweep in both}
     assert codes <= {0, 1} and all(state(run) == "done" for run in runs), said
     assert Counter(name for name, _ in starts(tmp_path)) == {run.name: 1 for run in runs}
 
@@ -336,7 +336,9 @@ def test_a_listing_may_be_cut_off(tmp_path):
     listing = subprocess.Popen([*COMMAND, str(tmp_path / "grid.yaml"), "--dry-run"], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     listing.stdout.close()
-    assert listing.stderr.read() == b"" and listing.wait() == 0
+    with listing.stderr as complaints:
+        assert complaints.read() == b""
+    assert listing.wait() == 0
 
 
 def test_braces_in_a_path_a_foreign_kernel_and_an_error_of_any_class(tmp_path, monkeypatch, capsys):
