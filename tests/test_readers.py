@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from attentiondrop_nb.evidence.figures import compare_scores, load_scores, save_scores
 from attentiondrop_nb.evidence.grids import expand, read_grid
 from attentiondrop_nb.evidence.tables import load_records, runs_frame
 from attentiondrop_nb.training import runs
@@ -105,6 +106,25 @@ def test_an_older_record_of_other_values_is_refused_or_can_be_drawn(whole, tmp_p
             assert found == [changed] and len(runs_frame(found)) == 1
             taken += 1
     assert taken < rounds / 2
+
+
+SCORES = {"ad": {k: {"ap": 0.6 + 0.01 * k, "others": None} for k in range(12)}, "none": {0: {"ap": 0.5}}}
+
+
+@rounds
+def test_damaged_scores_are_refused_or_are_what_was_written(whole, tmp_path, rounds):
+    draw = random.Random(6)
+    path = save_scores(tmp_path / "scores.json", SCORES, runs_frame([read_record(whole / "record.json")]), n_images=9)
+    right = load_scores(path)
+    assert right[0] == SCORES
+    data = path.read_bytes()
+    older = {k: v for k, v in json.loads(data).items() if k != "digest"}
+    for _ in range(rounds):
+        path.write_bytes(damaged(data, draw))
+        assert read_or_refuse(lambda: load_scores(path), path) in (None, right)
+        path.write_text(json.dumps(change_value(older, draw)))
+        found = read_or_refuse(lambda: load_scores(path), path)
+        assert found is None or compare_scores(found[0], "ad", "none", "ap").n <= 1
 
 
 @rounds

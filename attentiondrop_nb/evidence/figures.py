@@ -7,10 +7,13 @@ __all__ = ['BLUE', 'RED', 'GREY', 'STYLES', 'plot_differences', 'epochs_frame', 
            'load_scores', 'compare_scores', 'plot_ablation']
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #f1d772fa
+import hashlib
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from .statistics import count, paired_difference, verdict
 from .tables import Row, compare, setting
-from ..training.config import Config, run_name
+from ..training.config import Config, check_values, checked, run_name
 from ..training.runs import write_atomic
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #29d4d9e7
@@ -146,28 +149,59 @@ def save_scores(path, scores, runs, **parameters):
     scores: {row: {seed: {name: number}}}; runs: the rows of `runs_frame` of the networks; parameters: the figure's own.
     """
     kept = dict(parameters=parameters, setting=setting(runs), runs=sorted(runs.index), scores=scores)
-    text = json.dumps(kept, indent=1, allow_nan=False)
+    plain = json.loads(json.dumps(kept, allow_nan=False))  # as it will be read: seeds are text
+    text = json.dumps(plain | {"digest": _digest(plain)}, indent=1)
     return write_atomic(path, lambda p: p.write_text(text))
 
 
+def _digest(kept):
+    "A checksum of what JSON can hold."
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+# %% ../../nbs/4_evidence/21_figures.ipynb #667ade3e
+@checked
+class _Scores:
+    parameters: dict[str, Any]
+    setting: dict[str, Any]
+    runs: list[str]
+    scores: dict[str, dict[str, dict[str, float | None]]]
+
+
 def load_scores(path):
-    "What `save_scores` wrote: scores {row: {seed: {name: number}}}, the rest as a dict; ({}, {}) without such a file."
+    """What `save_scores` wrote: scores {row: {seed: {name: number}}}, the rest as a dict; ({}, {}) without a file.
+
+    Raises ValueError saying what is wrong with a file that holds no scores, or others than were written.
+    """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}, {}
     try:
-        kept = json.loads(Path(path).read_text())
-        scores = kept.pop("scores")
-        return {row: {int(seed): v for seed, v in seeds.items()} for row, seeds in scores.items()}, kept
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(
-            f"{path} holds no scores of a figure ({type(e).__name__}: {e}); remove it, and draw the figure again"
-        ) from e
+        kept = _read_scores(path)
+        scores = {row: {int(seed): v for seed, v in seeds.items()} for row, seeds in kept.pop("scores").items()}
+    except (OSError, ValueError, RecursionError) as e:
+        why = f"{path} holds no scores of a figure ({str(e)[:300]})"
+        raise ValueError(f"{why}; remove it, and draw the figure again") from e
+    return scores, kept
+
+
+def _read_scores(path):
+    "A file of scores as a dict, its form and its checksum compared. Raises OSError or ValueError."
+    if not path.is_file() or path.stat().st_size > 2**24:
+        raise ValueError("it is no file of at most 16 MiB")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(kept, dict):
+        raise ValueError("it is no JSON object")
+    digest = kept.pop("digest", None)  # files of older versions have none
+    check_values(_Scores, kept, noun="key")
+    if digest not in (None, _digest(kept)):
+        raise ValueError("its checksum does not fit")
+    return kept
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #5b1c7a40
 def compare_scores(scores, a, b, name):
-    "Paired difference of the score `name` between the rows `a` and `b`, over the seeds that both have."
-    return paired_difference(*({seed: values[name] for seed, values in scores.get(row, {}).items()} for row in (a, b)))
+    "Paired difference of the score `name` between the rows `a` and `b`, over the seeds of which both have it."
+    rows = [{seed: values.get(name) for seed, values in scores.get(row, {}).items()} for row in (a, b)]
+    return paired_difference(*({seed: v for seed, v in row.items() if v is not None} for row in rows))
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #d4c0aca7
 def plot_ablation(runs, name, default):
