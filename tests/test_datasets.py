@@ -417,3 +417,22 @@ def test_shapes_are_the_same_whatever_was_drawn_before():
     torch.manual_seed(1)
     again = shapes(30, 10)
     assert again.x_train.equal(first.x_train) and again.masks_test.equal(first.masks_test)
+
+
+@pytest.mark.parametrize("name", ["digits", "noise", "drawn"])
+def test_a_default_device_or_dtype_changes_no_data(tmp_path, name):
+    rng = np.random.default_rng(1)
+    arrays = {f"x_{split}": rng.integers(0, 256, (8, 4, 4, 3), dtype=np.uint8) for split in ("train", "test")}
+    np.savez(tmp_path / "noise.npz", **arrays, y_train=np.arange(8) % 2, y_test=np.arange(8) % 2)
+    for split in ("train", "test"):
+        (tmp_path / "drawn" / split / "a").mkdir(parents=True)
+        Image.fromarray(arrays[f"x_{split}"][0]).save(tmp_path / "drawn" / split / "a" / "0.png")
+    right = load(name, tmp_path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = load(name, tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        assert getattr(found, part).equal(getattr(right, part))

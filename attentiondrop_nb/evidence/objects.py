@@ -63,7 +63,7 @@ def draw_mask(ax, image, mask, colour="#D55E00"):
     "Paint what a mask M [h, w] drops over a picture: `colour`, as opaque as 1 − M."
     from matplotlib.colors import to_rgb
 
-    paint = torch.tensor(to_rgb(colour)).expand(*mask.shape, 3)
+    paint = torch.tensor(to_rgb(colour), dtype=torch.float32, device=mask.device).expand(*mask.shape, 3)
     draw_over(ax, image, torch.cat([paint, 1 - mask[..., None]], dim=-1))
 
 # %% ../../nbs/4_evidence/18_objects.ipynb #17180c55
@@ -73,7 +73,8 @@ SCALES = tuple(MIN_ACTIVATION * 2 ** (k / 2) for k in range(21))  # from 0.02 to
 
 def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
     "How many activations of an image of `x` [N, ...] lie between neighbouring `edges`: [len(edges) − 1], mean over N."
-    return torch.histogram(x.flatten().float().cpu(), torch.tensor(edges)).hist / len(x)
+    bounds = torch.tensor(edges, dtype=torch.float32, device="cpu")
+    return torch.histogram(x.flatten().float().cpu(), bounds).hist / len(x)
 
 # %% ../../nbs/4_evidence/18_objects.ipynb #fb58ad98
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage

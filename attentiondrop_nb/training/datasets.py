@@ -33,10 +33,10 @@ def digits():
     except ImportError as e:
         raise ImportError("the data set 'digits' is part of scikit-learn: pip install scikit-learn") from e
     raw = load_digits()
-    x = F.interpolate(torch.tensor(raw.images, dtype=torch.float32)[:, None], (32, 32), mode="bilinear")
+    x = F.interpolate(torch.tensor(raw.images, dtype=torch.float32, device="cpu")[:, None], (32, 32), mode="bilinear")
     x = (x * (255 / 16)).round().to(torch.uint8).expand(-1, 3, -1, -1)
     train, test = train_test_split(range(len(x)), test_size=360, stratify=raw.target, random_state=0)
-    y = torch.tensor(raw.target)
+    y = torch.tensor(raw.target, device="cpu")
     return Images("digits", x[train], y[train], x[test], y[test], tuple("0123456789"), mirror=False)
 
 # %% ../../nbs/3_training/11_datasets.ipynb #eb77e136
@@ -191,7 +191,7 @@ def _read_images(file, member):
     channels = math.prod(member.shape[3:])  # 1 for grey, where there is no fourth number
     size = height * width * channels
     together = n if member.order == "F" else max(1, 2**22 // size)  # in Fortran's order an image lies scattered
-    x = torch.empty(n, 3, height, width, dtype=torch.uint8)
+    x = torch.empty(n, 3, height, width, dtype=torch.uint8, device="cpu")
     with file.open(member.info) as f:
         f.read(member.start)
         for part in x.split(together):
@@ -298,9 +298,8 @@ def _read_folder(name, root):
             differ = ", ".join(sorted(train.keys() ^ test.keys()))
             raise ValueError(f"train and test have different classes; only one of them has {differ}")
     x = _stack([path for split in (train, test) for paths in split.values() for path in paths])
-    y_train, y_test = (
-        torch.tensor([k for k, paths in enumerate(split.values()) for _ in paths]) for split in (train, test)
-    )
+    labels = ([k for k, paths in enumerate(split.values()) for _ in paths] for split in (train, test))
+    y_train, y_test = (torch.tensor(numbers, device="cpu") for numbers in labels)
     return Images(name, x[: len(y_train)], y_train, x[len(y_train) :], y_test, tuple(train))
 
 # %% ../../nbs/3_training/11_datasets.ipynb #730f9203
@@ -308,7 +307,7 @@ def _stack(paths):
     "The pictures in these files as one tensor uint8 [N, 3, H, W]. Raises ValueError if they are not of one size."
     size = _read_picture(paths[0]).shape
     _check_memory(f"{len(paths)} pictures like {paths[0]}", len(paths) * math.prod(size))
-    x = torch.empty(len(paths), 3, *size[:2], dtype=torch.uint8)
+    x = torch.empty(len(paths), 3, *size[:2], dtype=torch.uint8, device="cpu")
     for image, path in zip(x.numpy(), paths):
         picture = _read_picture(path)
         if picture.shape != size:
@@ -370,8 +369,8 @@ def _read_split(name, root, split):
 
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
     data = getattr(datasets, _OFFICIAL[name][0])(root, download=True, **which)
-    x = torch.as_tensor(data.data)
-    y = torch.as_tensor(data.labels if name == "svhn" else data.targets)
+    x = torch.as_tensor(data.data, device="cpu")
+    y = torch.as_tensor(data.labels if name == "svhn" else data.targets, device="cpu")
     classes = tuple("0123456789") if name == "svhn" else tuple(data.classes)
     if len(x) != len(y) or y.min() < 0 or y.max() >= len(classes):
         raise ValueError(f"{split}: {len(x)} images and {len(y)} labels, {y.min()} to {y.max()}")
