@@ -261,6 +261,7 @@ SCORES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", DRAWN)
 def test_a_figure_is_drawn_from_runs(name, runs, tmp_path, monkeypatch):
     said = run_notebook(name, tmp_path, monkeypatch, runs_dir=str(runs), out_dir="drawn", **QUICK.get(name, {}))

@@ -45,6 +45,7 @@ def wheel(tmp_path_factory):
     return next((source / "dist").glob("*.whl"))
 
 
+@pytest.mark.whole
 def test_wheel_holds_the_package_and_its_metadata(wheel):
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
@@ -89,6 +90,7 @@ NOT_TORCH = [
 ]
 
 
+@pytest.mark.whole
 def test_installed_wheel_imports_with_torch_alone_and_works(wheel, tmp_path):
     subprocess.run(
         [
