@@ -51,8 +51,9 @@ test-slow: $(READY)  ## thousands of examples, dozens of kills
 test-lowest:  ## the quick tests with the oldest versions that settings.ini allows, in .venv-lowest; Python 3.10 or 3.11
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install -q uv
+	@# (and warnings are no errors: old libraries use what is deprecated by now)
 	.venv-lowest/bin/uv pip install -q --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
-	.venv-lowest/bin/python $(PYTEST) -m 'not slow and not whole'
+	.venv-lowest/bin/python $(PYTEST) -m 'not slow and not whole' -W default
 
 coverage: $(READY)  ## make test, and which lines of the package it does not reach
 	$(BIN)/python $(PYTEST) --cov --cov-report=term-missing:skip-covered

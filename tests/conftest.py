@@ -14,6 +14,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is first imported
 
 
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    "Subnormal numbers are numbers: what an old torch.compile builds leaves the processor taking them for 0."
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def no_recompiles():
     "A change that makes torch.compile compile again is an error."

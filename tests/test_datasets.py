@@ -187,7 +187,8 @@ def test_a_damaged_file_is_downloaded_again_or_named(tmp_path, monkeypatch, no_n
     write_cifar(CIFAR10, tmp_path, monkeypatch)
     victim = tmp_path / CIFAR10.base_folder / "data_batch_3"
     victim.write_bytes(victim.read_bytes()[:100])
-    with pytest.raises(FileNotFoundError, match="Downloading it failed.*no network in this test") as e:
+    why = "no network in this test|Error downloading"  # an old torchvision keeps the cause to itself
+    with pytest.raises(FileNotFoundError, match=f"Downloading it failed.*({why})") as e:
         load("cifar10", tmp_path)
     assert no_network and e.value.__cause__ is not None
 

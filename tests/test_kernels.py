@@ -273,7 +273,7 @@ def test_a_compiled_graph_serves_every_alpha():
         backend="aot_eager",
     )
     for n, alpha in enumerate((0.0, 0.4, 1.0)):
-        with torch.compiler.set_stance("fail_on_recompile" if n else "default"):
+        with torch._dynamo.config.patch(error_on_recompile=bool(n)):
             assert f(x, torch.tensor(alpha, device=DEVICE)).equal(x) == (alpha == 0)
 
 
@@ -334,7 +334,7 @@ def test_a_compiled_network_is_not_compiled_again_as_alpha_moves():
     compiled(x).sum().backward()
     for alpha in (0.05, 0.1, 1.0):
         net[2].set_alpha(alpha)
-        with torch.compiler.set_stance("fail_on_recompile"):
+        with torch._dynamo.config.patch(error_on_recompile=True):
             compiled(x).sum().backward()
 
 
