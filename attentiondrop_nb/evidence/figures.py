@@ -95,8 +95,10 @@ def _draw_curve(ax, row, curves, label):
     "The mean of the runs of a row, with a band from lowest to highest."
     colour, dashes = STYLES[row.method]
     mark = dict(marker="o", markersize=4, markevery=max(1, len(curves) // 10)) if row.cutout else {}
-    ax.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.15, linewidth=0)
-    ax.plot(curves.index, curves.mean(axis=1), color=colour, linestyle=dashes, label=label, **mark)
+    epoch = curves.index.to_numpy()
+    low, high = (ends.to_numpy() for ends in (curves.min(axis=1), curves.max(axis=1)))
+    ax.fill_between(epoch, low, high, color=colour, alpha=0.15, linewidth=0)
+    ax.plot(epoch, curves.mean(axis=1), color=colour, linestyle=dashes, label=label, **mark)
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #a35177fe
 def plot_curves(runs, epochs, title):
