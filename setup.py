@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-if sys.version_info < (3, 10):  # noqa: UP036  an old pip builds first and asks later
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):  # an old pip builds first and asks later
     sys.exit("attentiondrop_nb needs Python 3.10 to 3.14; this is Python " + sys.version.split()[0])
 
 config = ConfigParser(delimiters=["="])

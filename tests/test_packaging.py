@@ -1,5 +1,6 @@
 "What a user of `pip install` gets, and that the package is what the notebooks export."
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_installed_wheel_imports_with_torch_alone_and_works(wheel, tmp_path):
         "print(ad.__file__)"
     )
     assert python(code, PYTHONPATH=str(tmp_path)).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [(3, 9, 18), (3, 15, 0)])
+def test_another_python_ends_with_a_sentence_that_names_the_range(monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(SystemExit, match="needs Python 3.10 to 3.14"):
+        runpy.run_path(str(ROOT / "setup.py"))
 
 
 def test_import_loads_nothing_beside_torch():

@@ -187,7 +187,7 @@ def read_grid(path):
     try:
         text = path.read_text(encoding="utf-8")
         _count_values(yaml.compose(text, _grid_loader()), {})
-        return yaml.load(text, _grid_loader())
+        return yaml.load(text, _grid_loader())  # nosec B506: a SafeLoader
     except Exception as e:  # whatever a file of something else makes the library raise
         why = "it is nested too deep" if isinstance(e, RecursionError) else str(e)[:1000]
         raise ValueError(f"{path} is not a YAML file that can be read: {why}") from e
