@@ -8,7 +8,7 @@ __all__ = ['fast_drop2d']
 # %% ../../nbs/5_speed/25_cpu.ipynb #d645dc0c
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -127,15 +127,24 @@ def _planes(block, a):
     "The planes of a block of `a`, as a slice of all planes."
     return slice(block.start * a.shape[2], block.stop * a.shape[2])
 
-
+# %% ../../nbs/5_speed/25_cpu.ipynb #99bbd8e4
 def _in_threads(function, jobs):
     "[function(*job) for job in jobs], on PyTorch's number of threads; on this one alone while Python shuts down."
     threads = min(torch.get_num_threads(), len(jobs))
-    if threads > 1:
-        with ThreadPoolExecutor(threads) as pool, suppress(RuntimeError):  # Python shuts down: no more threads
-            tasks = [pool.submit(_run_silently, function, job) for job in jobs]
-            return [task.result() for task in tasks]
-    return [_run_silently(function, job) for job in jobs]
+    works = [partial(_run_silently, function, job) for job in jobs]
+    if threads == 1:
+        return [work() for work in works]
+    with ThreadPoolExecutor(threads) as pool:
+        results = [_begin(pool, work) for work in works]
+        return [result() for result in results]
+
+
+def _begin(pool, work):
+    "A function that gives what `work()` gives, which has begun in `pool`, or begins with that call: once either way."
+    try:
+        return pool.submit(work).result
+    except RuntimeError:  # Python shuts down: no more threads
+        return work
 
 
 def _run_silently(function, job):
