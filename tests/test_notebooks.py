@@ -10,7 +10,7 @@ from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import test_nb as run_nb
 
-TRITON = ("26_gpu.ipynb", "27_kernels.ipynb", "29_attempts.ipynb")
+TRITON = ("27_gpu.ipynb", "28_kernels.ipynb", "30_attempts.ipynb")
 ALL = files("nbs", ".ipynb")
 LESSONS = sorted(Path(p) for p in nbglob(ROOT / "nbs") if "experiments" not in Path(p).parts)
 

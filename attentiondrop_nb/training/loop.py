@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..checks import check_size
 from ..layers.layers import LinearSchedule
@@ -203,7 +204,10 @@ def _is_evaluated(trainer, entry):
 
 # %% ../../nbs/3_training/15_loop.ipynb #d404c05a
 class OperationCounter(TorchDispatchMode):
-    "Counts, while it is open, the operations that do some work, and those that make Python wait for a GPU."
+    """Counts, while it is open, the operations that do some work, and those that make Python wait for a GPU.
+
+    kernels, reads: how many of these there were; bytes: of the tensors that the former took and gave.
+    """
 
     _waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
 
@@ -211,11 +215,15 @@ class OperationCounter(TorchDispatchMode):
         super().__init__()
         self.kernels = 0
         self.reads = 0
+        self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
         name = str(func)
         if any(word in name for word in self._waits):
             self.reads += 1
         if not (func.is_view or func.namespace == "profiler" or "empty" in name):  # a view, an empty tensor: no work
             self.kernels += 1
-        return func(*args, **(kwargs or {}))
+            tensors = [t for t in tree_leaves((args, out)) if isinstance(t, torch.Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return out
