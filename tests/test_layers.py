@@ -509,7 +509,7 @@ seen.append(loaded())
 layer.train()(x)
 print(*seen, loaded())
 """
-    assert in_a_fresh_process(code) == "[] [] ['attentiondrop_nb.speed.cpu']"
+    assert in_a_fresh_process(code) == "[] [] ['attentiondrop_nb.speed.cpu', 'attentiondrop_nb.speed.planes']"
 
 
 def test_fast_code_is_found_inside_torch_compile_too():

@@ -209,7 +209,7 @@ def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(monkeypatch):
     found = []
     train_epoch(trainer)  # running means and deviations other than 0 and 1
     for pixels in (1, 100 * 32 * 32, 10**9):  # one image, 100 and 60 more, all of them
-        monkeypatch.setattr(loop, "EVAL_PIXELS", {"cpu": pixels})
+        monkeypatch.setattr(loop, "_EVAL_PIXELS", {"cpu": pixels})
         found.append(evaluate(trainer.model, trainer.data.x_test[:160], trainer.data.y_test[:160], trainer.stats))
     assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0] == pytest.approx(found[2], rel=1e-4)
     trainer.model.eval()

@@ -7,6 +7,8 @@ __all__ = ['FAST_CODE', 'adaptive_mask_drop2d', 'soft_mask_drop2d', 'attention_d
            'SoftMaskDrop2d', 'AttentionDrop2d', 'LinearSchedule', 'drop_layers']
 
 # %% ../../nbs/2_layers/05_layers.ipynb #6b82ca40
+import warnings
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from numbers import Integral
@@ -65,18 +67,31 @@ def _why_eager_on_cuda(x):
         return "on a GPU it takes float32 or half types, and planes of up to 64 × 64 units"
     return None
 
-
+# %% ../../nbs/2_layers/05_layers.ipynb #5f2c91ae
 def _why_eager_on_cpu():
     "The same, for a CPU."
     if torch.compiler.is_compiling():
         return "on a CPU torch.compile fuses the equations itself"
     if _dispatch_modes():
         return "a dispatch mode is at work, such as make_fx or FakeTensorMode, which must see every operation"
+    return _why_no_numba()
+
+
+@cache
+def _why_no_numba():
+    "Why Numba, which compiles the fast code for a CPU, cannot be imported; None if it can. Warns at its first call."
+    try:
+        import_module("numba")
+    except ImportError as error:  # it is missing, or refuses this version of Python or NumPy
+        told = f"Numba cannot be imported: {error}"
+        remedy = "on a CPU the drop layers run their equations, a few times slower than their fast code"
+        warnings.warn(f"{told}; {remedy}; pip install numba", RuntimeWarning, stacklevel=2)
+        return f"on a CPU it needs Numba, and {told}"
     return None
 
 
 def _dispatch_modes():
-    "How many dispatch modes are active; what NumPy does is hidden from them."
+    "How many dispatch modes are active; what compiled code does is hidden from them."
     return torch._C._len_torch_dispatch_stack() + torch._ops._len_torch_dispatch_stack_pre_dispatch()
 
 # %% ../../nbs/2_layers/05_layers.ipynb #09cb381c

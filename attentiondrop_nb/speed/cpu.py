@@ -32,7 +32,7 @@ def _place(units, ends, weights, factors, count, together):
                 weights[h] *= factors[p]
                 h += 1
 
-
+# %% ../../nbs/5_speed/26_cpu.ipynb #d72ef69d
 @compiled
 def _scale_planes(lines, factors, out):
     for p in range(len(lines)):
@@ -96,7 +96,7 @@ def _narrow_bfloat16(bits, halves):
         rounded = bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)  # to the nearest; to the even one if there are two
         halves[i] = (rounded if (bits[i] & 0x7FFFFFFF) <= 0x7F800000 else bits[i] | 0x400000) >> 16  # NaN stays NaN
 
-
+# %% ../../nbs/5_speed/26_cpu.ipynb #ead078a6
 @compiled
 def _widen_float16(halves, bits):
     for i in range(len(halves)):
@@ -151,13 +151,12 @@ def _in_memory(x, channels_last):
     return x.contiguous().view(N * C, H * W).numpy()
 
 
-def _from_memory(lines, shape, channels_last):
-    "The inverse of `_in_memory`: maps of `shape`, without a copy."
-    N, C, H, W = shape
-    x = torch.from_numpy(lines)
-    if x.dtype == torch.uint16:
-        x = x.view(torch.bfloat16)
-    return x.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else x.view(shape)
+def _from_memory(lines, x, channels_last):
+    "The inverse of `_in_memory`: maps in the shape and type of `x`, without a copy, and no view (it may be changed)."
+    N, C, H, W = x.shape
+    strides = (C * H * W, 1, W * C, C) if channels_last else (C * H * W, H * W, W, 1)
+    memory = torch.from_numpy(lines).untyped_storage()
+    return torch.empty(0, dtype=x.dtype, device="cpu").set_(memory, 0, x.shape, strides)
 
 # %% ../../nbs/5_speed/26_cpu.ipynb #8843d3f3
 _BLOCK = 2**17  # units
@@ -198,7 +197,7 @@ def _in_threads(function, jobs):
         helper.result()  # raises what happened in it
     return results
 
-
+# %% ../../nbs/5_speed/26_cpu.ipynb #9a029b95
 def _begin(pool, work):
     "The future of `work()` in `pool`; None while Python shuts down, when no thread can be started any more."
     try:
@@ -310,7 +309,7 @@ def _weigh_blocks(plan, x, counts, units, weights, factors):
         here = slice(end - count, end)
         jobs.append((lines[at], units[here], weights[here], factors[of], plan.together, out[at]))
     _in_threads(_weigh, jobs)
-    return _from_memory(out, plan.shape, plan.channels_last)
+    return _from_memory(out, x, plan.channels_last)
 
 # %% ../../nbs/5_speed/26_cpu.ipynb #e56f53a5
 def fast_drop2d(x: Tensor, alpha, kind, beta, granularity, rescale, generator=None) -> Tensor:
@@ -325,7 +324,7 @@ def fast_drop2d(x: Tensor, alpha, kind, beta, granularity, rescale, generator=No
     k = top_beta_count(beta, x.shape[2] * x.shape[3])
     plan = _Plan(x.shape, channels_last, kind, k, rescale, np.uint64(seed))
     out, units, weights, counts, factors = _drop(plan, x, _rates(x, alpha, granularity, seed))
-    done = [_from_memory(out, x.shape, channels_last)]
+    done = [_from_memory(out, x, channels_last)]
     return _Weigh.apply(x, done, plan, counts, *map(torch.from_numpy, (units, weights, factors)))
 
 

@@ -63,6 +63,13 @@ def _next_above(planes, bits, p, bar):
         least = min(least, key if planes[p, i] > bar else none)
     return _flip(least, lowest)
 
+# %% ../../nbs/5_speed/25_planes.ipynb #d351aff9
+@compiled
+def _between(a, b, above_a, above_b, k):
+    "Where k units would lie above, if the square root of the count fell evenly from a to b."
+    root_a, root_b = math.sqrt(above_a), math.sqrt(above_b)
+    return a + (b - a) * (root_a - math.sqrt(k - 0.5)) / (root_a - root_b)
+
 
 @compiled
 def _halfway(a, b, cell, cell_bits):
@@ -77,34 +84,39 @@ def _halfway(a, b, cell, cell_bits):
 
 # %% ../../nbs/5_speed/25_planes.ipynb #ec6c2f23
 @compiled
+def _search(planes, bits, p, k, a, b, found, found_bits):
+    "The k-th largest of plane `p`, which lies above a and up to b, into `found` [1]; returns the number of turns."
+    above_a = _count_above(planes, p, a)
+    above_b = 0
+    turn = 0
+    found[0] = a  # unless k or more lie above it
+    while above_a >= k:
+        turn += 1
+        bar = planes.dtype.type(_between(a, b, above_a, above_b, k))
+        if turn % 8 == 6:
+            bar = _halfway(a, b, found, found_bits)
+        jump = above_a <= k or above_a - above_b <= 2 or turn % 8 == 0 or not a < bar < b
+        if jump:
+            found_bits[0] = _next_above(planes, bits, p, a)
+            bar = found[0]
+        above = _count_above(planes, p, bar)
+        if above >= k:
+            a, above_a = bar, above
+        elif jump:
+            break  # `found` has it
+        else:
+            b, above_b = bar, above
+    return turn
+
+# %% ../../nbs/5_speed/25_planes.ipynb #9826449a
+@compiled
 def _kth_largest(planes, bits, k, low, high, found, found_bits):
-    "Line 4: F_top-β of each plane into `found`, and how many turns it took. `bits`, `found_bits`: the same memory."
+    "Line 4: F_top-β of each plane into `found`, F_min on a sick one; returns the turns. `found_bits`: the same memory."
     turns = 0
-    root_k = math.sqrt(k - 0.5)
     for p in range(len(planes)):
-        a, b = low[p], high[p]
-        above_a = _count_above(planes, p, a) if b - a < np.inf else 0  # a sick plane: nothing to search
-        above_b = 0
-        found[p] = a  # F_min, if fewer than k lie above it
-        turn = 0
-        while above_a >= k:
-            turn += 1
-            root_a, root_b = math.sqrt(above_a), math.sqrt(above_b)
-            bar = planes.dtype.type(a + (b - a) * (root_a - root_k) / (root_a - root_b))
-            if turn % 8 == 6:
-                bar = _halfway(a, b, found[p : p + 1], found_bits[p : p + 1])
-            jump = above_a <= k or above_a - above_b <= 2 or turn % 8 == 0 or not a < bar < b
-            if jump:
-                found_bits[p] = _next_above(planes, bits, p, a)
-                bar = found[p]
-            above = _count_above(planes, p, bar)
-            if above >= k:
-                a, above_a = bar, above
-            elif jump:
-                break  # `found` has it
-            else:
-                b, above_b = bar, above
-        turns += turn
+        found[p] = low[p]
+        if high[p] - low[p] < np.inf:
+            turns += _search(planes, bits, p, k, low[p], high[p], found[p : p + 1], found_bits[p : p + 1])
     return turns
 
 # %% ../../nbs/5_speed/25_planes.ipynb #00b822a6
@@ -241,7 +253,7 @@ class Found(NamedTuple):
     weights: np.ndarray  # of each unit: M
     taken: np.ndarray  # of each plane: the sum of 1 − M; NaN if it has a NaN or Inf
 
-
+# %% ../../nbs/5_speed/25_planes.ipynb #a9b95f8a
 @compiled
 def _find(planes, bits, k, search, whole, rates, seed, first, bounds, bound_bits, units, ends, weights, taken):
     "Algorithm 1, lines 3-11, on `planes` [planes, units]: fills the last four, the fields of a `Found`."
