@@ -21,12 +21,12 @@ from attentiondrop_nb.layers.relatives import (
     spatial_dropout2d,
 )
 from attentiondrop_nb.layers.released import ReleasedAttentionDrop2d, plane_probability, released_attention_drop2d
-from attentiondrop_nb.layers.removed import MASKS, energy_removed, given_back, sample_mask, touched_share
+from attentiondrop_nb.layers.removed import _MASKS, energy_removed, given_back, sample_mask, touched_share
 
 LIBRARY = (ElementDropout2d, SpatialDropout2d, DropBlock2d)
 LAYERS = (*LIBRARY, ReleasedAttentionDrop2d)
 FUNCTIONS = (element_dropout2d, spatial_dropout2d, drop_block2d, released_attention_drop2d)
-METHODS = list(MASKS)
+METHODS = list(_MASKS)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -277,18 +277,17 @@ def _drop(plan, x, rates):
 class _Weigh(torch.autograd.Function):
     """Maps times factors and weights, differentiable; also its own gradient, since it is linear and symmetric.
 
-    done: a list with the result, where the blocks have it already; else empty. counts: units of each block.
+    done: a list with the result, where the blocks have it already; else empty. counts: units of each block;
+    found: all units, their weights, and the factors.
     """
 
     @staticmethod
-    def forward(x, done, plan, counts, units, weights, factors):
-        return done.pop() if done else _weigh_blocks(plan, x, counts, units.numpy(), weights.numpy(), factors.numpy())
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.plan, ctx.counts = inputs[2:4]
-        ctx.save_for_backward(*inputs[4:])
-        ctx.save_for_forward(*inputs[4:])
+    def forward(ctx, x, done, plan, counts, *found):  # a `setup_context` of its own would cost 0.2 ms a call
+        ctx.plan = plan
+        ctx.counts = counts
+        ctx.save_for_backward(*found)
+        ctx.save_for_forward(*found)
+        return done.pop() if done else _weigh_blocks(plan, x, counts, *(t.numpy() for t in found))
 
     @staticmethod
     def backward(ctx, grad):
