@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import attentiondrop_nb as ad
 from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES
-from attentiondrop_nb.speed.planes import find_units
+from attentiondrop_nb.speed.planes import compiled, find_units
 
 FUNCTIONS = {"am": ad.adaptive_mask_drop2d, "sm": ad.soft_mask_drop2d, "ad": ad.attention_drop2d}
 
@@ -121,21 +122,22 @@ def test_without_numba_the_equations_run_and_one_warning_says_so():
     assert run(MISSING) == ["refused"]
 
 
-def test_without_a_folder_for_machine_code_each_process_compiles():
-    code = """
-import numba
-njit = numba.njit
+def test_without_a_folder_for_machine_code_each_process_compiles(monkeypatch):
+    njit = numba.njit
 
-def no_folder(**options):
-    if options["cache"]:
-        raise RuntimeError("cannot cache function '_flip': no locator available for file 'planes.py'")
-    return njit(**{name: value for name, value in options.items() if name != "cache"})
+    def no_folder(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'half': no locator available for file 'planes.py'")
+        return njit(**options)
 
-numba.njit = lambda **options: no_folder(**{"cache": False} | options)
-from attentiondrop_nb.speed import planes
-print(planes._flip(-2**31, -2**31), planes._flip(5, -2**31))
-"""
-    assert run(code) == ["0", "5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(numba, "njit", no_folder)
+        loop = compiled(half)
+    assert loop(6.0) == 3.0
+
+
+def half(x):
+    return x / 2
 
 
 COUNT = """
