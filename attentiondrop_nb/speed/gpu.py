@@ -9,6 +9,7 @@ __all__ = ['STEPS', 'stretches', 'per_row', 'tile', 'fold', 'fetch', 'put', 'den
 
 # %% ../../nbs/5_speed/27_gpu.ipynb #6f6611be
 import statistics
+from functools import cache
 
 import numpy as np
 import torch
@@ -89,22 +90,24 @@ def dense(x):
 
 def tiling(x):
     "Grid and arguments of a launch over the planes of `x`, contiguous or channels_last: about 1024 units a warp."
-    N, C, H, W = x.shape
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    grid, shape = _tiling(*x.shape, channels_last, x.element_size())
+    return grid, shape.copy()
+
+
+@cache  # a training asks for the same few in every step
+def _tiling(N, C, H, W, channels_last, bytes_a_unit):
     HW = H * W
     B = max(16, triton.next_power_of_2(HW))
     rows = max(1, 1024 // B)
-    if _is_channels_last(x):  # neighbouring planes share each 32 bytes of memory: take them together
-        rows = min(triton.next_power_of_2(C), max(rows, 32 // x.element_size()), 2**14 // B)
+    if channels_last:  # neighbouring planes share each 32 bytes of memory: take them together
+        rows = min(triton.next_power_of_2(C), max(rows, 32 // bytes_a_unit), 2**14 // B)
         shape = dict(many=C, stride_image=C * HW, stride_plane=1, stride_unit=C, ROWS=rows)
     else:
         shape = dict(many=N * C, stride_image=0, stride_plane=HW, stride_unit=1, ROWS=rows)
     grid = (N * C // shape["many"] * triton.cdiv(shape["many"], shape["ROWS"]),)
     warps = min(16, max(1, shape["ROWS"] * B // 1024))
     return grid, dict(planes=N * C, C=C, unaligned=0, HW=HW, B=B, num_warps=warps) | shape
-
-
-def _is_channels_last(x):
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/5_speed/27_gpu.ipynb #683c3f0b
 @triton.jit

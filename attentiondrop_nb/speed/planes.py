@@ -131,22 +131,22 @@ def _set_bars(planes, bits, above, low, high, bars, bar_bits):
 
 # %% ../../nbs/5_speed/25_planes.ipynb #37e6b9bb
 @compiled
-def _word(key, counter):
-    "64 random bits: number `counter` of the stream `key` (splitmix64). Both are uint64."
-    z = key + counter * np.uint64(0x9E3779B97F4A7C15)
+def _word(stream, counter):
+    "64 random bits: word `counter` of a `stream` (splitmix64). All are uint64."
+    z = stream + counter * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 @compiled
-def _throw(wanted, alpha, key, counter):
+def _throw(wanted, alpha, stream, counter):
     "Eq. 1 for each bit of `wanted`: the bits whose γ is 1, with probability α; and the counter of the next word."
     if alpha >= 1:
         return wanted, counter
     ones = np.uint64(0)
     while wanted and alpha > 0:
-        bits = _word(key, counter)
+        bits = _word(stream, counter)
         counter += np.uint64(1)
         alpha *= 2  # its next digit comes before the point
         if alpha >= 1:
@@ -199,10 +199,10 @@ def _choose(planes, bars, rates, seed, first, units, ends):
     for p in range(len(planes)):
         if rates[p] > 0 and not math.isnan(bars[p]):
             _mark(planes, p, bars[p], words)
-            key = _word(seed, np.uint64(first + p))
+            stream = _word(seed, np.uint64(first + p))
             counter = np.uint64(1)
             for w in range(len(words)):
-                ones, counter = _throw(words[w], rates[p], key, counter)
+                ones, counter = _throw(words[w], rates[p], stream, counter)
                 while ones:
                     units[end] = 64 * w + _first_bit(ones)
                     end += 1
