@@ -212,19 +212,28 @@ def _choose(planes, bars, rates, seed, first, units, ends):
 # %% ../../nbs/5_speed/25_planes.ipynb #08a6481c
 @compiled
 def _choose_few(planes, k, low, high, rates, seed, first, units, ends):
-    "`_choose` for AD on planes of up to 64 units, without a bar."
-    everyone = ~np.uint64(0) >> np.uint64(64 - planes.shape[1])
+    "`_choose` for AD on planes of up to 64 units, without a bar. Neighbouring planes share a word of coins."
+    count = planes.shape[1]
+    sharing = 64 // count
+    everyone = ~np.uint64(0) >> np.uint64(64 - count)
+    place = 0
     end = 0
     for p in range(len(planes)):
-        if high[p] - low[p] < np.inf:
-            ones, _ = _throw(everyone, rates[p], _word(seed, np.uint64(first + p)), np.uint64(1))
-            while ones:
-                unit = _first_bit(ones)
-                value = planes[p, unit]
-                if value > low[p] and _count_above(planes, p, value) < k:
-                    units[end] = unit
-                    end += 1
-                ones &= ones - np.uint64(1)
+        if p == 0 or place == sharing:
+            group, place = (first + p) // sharing, (first + p) % sharing
+            coins, _ = _throw(~np.uint64(0), rates[p], _word(seed, np.uint64(group)), np.uint64(1))
+        ones = (coins >> np.uint64(count * place)) & everyone
+        place += 1
+        if rates[p] >= 1:  # the plane's one coin, thrown before
+            ones = everyone
+        if rates[p] <= 0 or not high[p] - low[p] < np.inf:
+            ones = np.uint64(0)
+        while ones:
+            unit = _first_bit(ones)
+            if planes[p, unit] > low[p] and _count_above(planes, p, planes[p, unit]) < k:
+                units[end] = unit
+                end += 1
+            ones &= ones - np.uint64(1)
         ends[p] = end
 
 # %% ../../nbs/5_speed/25_planes.ipynb #c6eefa94
