@@ -19,6 +19,21 @@ from ..method.adaptive import top_beta_count
 from ..method.dropout import RESCALES
 from .planes import Found, compiled, find_units
 
+# %% ../../nbs/5_speed/26_cpu.ipynb #f00c349a
+@compiled
+def _turn(pixels, planes):
+    "`pixels` [images, units, channels] -> `planes` [images, channels, units]."
+    images, units, channels = pixels.shape
+    whole = channels // 8 * 8
+    for image in range(images):
+        for first in range(0, whole, 8):
+            for i in range(units):
+                for channel in range(8):
+                    planes[image, first + channel, i] = pixels[image, i, first + channel]
+        for channel in range(whole, channels):
+            for i in range(units):
+                planes[image, channel, i] = pixels[image, i, channel]
+
 # %% ../../nbs/5_speed/26_cpu.ipynb #a5cd708b
 @compiled
 def _place(units, ends, weights, factors, count, together):
@@ -100,21 +115,22 @@ def _narrow_bfloat16(bits, halves):
 @compiled
 def _widen_float16(halves, bits):
     for i in range(len(halves)):
-        size = np.uint32(halves[i] & 0x7FFF)
-        normal = (size << 13) + (0x38000000 if size < 0x7C00 else 0x70000000)  # 15 -> 127; Inf and NaN: 31 -> 255
-        tiny = np.float32(size * np.float32(2.0**-24)).view(np.uint32)
-        bits[i] = (np.uint32(halves[i] & 0x8000) << 16) | (normal if size >= 0x400 else tiny)
+        size = np.int32(halves[i] & 0x7FFF)
+        normal = np.int32(size << 13) + np.int32(0x38000000 if size < 0x7C00 else 0x70000000)  # Inf and NaN: 31 -> 255
+        tiny = np.float32(np.float32(size) * np.float32(2.0**-24)).view(np.int32)
+        bits[i] = np.int32(np.int32(halves[i] & 0x8000) << 16) | np.int32(normal if size >= 0x400 else tiny)
 
 
 @compiled
 def _narrow_float16(bits, halves):
     for i in range(len(bits)):
-        size = np.uint32(bits[i] & 0x7FFFFFFF)
-        rounded = (size + 0xFFF + ((size >> 13) & 1) - 0x38000000) >> 13
-        tiny = np.float32(np.uint32(size).view(np.float32) + np.float32(0.5)).view(np.uint32) - 0x3F000000
-        half = rounded if size >= 0x38800000 else tiny  # from 2**-14 on
-        half = half if size < 0x477FF000 else 0x7C00  # Inf from 65520 on
-        half = half if size <= 0x7F800000 else 0x7E00  # NaN
+        size = np.int32(bits[i] & 0x7FFFFFFF)
+        bounded = np.int32(min(size, 0x47800000))  # 65536, which is Inf
+        power = np.int32(max(bounded & 0x7F800000, 0x38800000))  # of two, not above the number; at least 2**-14
+        magic = np.int32(power + (13 << 23))  # 2**13 times that: numbers beside it are as far apart as halves are
+        rounded = np.float32(bounded.view(np.float32) + magic.view(np.float32)).view(np.int32) - magic
+        half = np.int32(((power - 0x38800000) >> 13) + rounded)
+        half = np.int32(half if size <= 0x7F800000 else 0x7E00)  # NaN
         halves[i] = ((bits[i] >> 16) & 0x8000) | half
 
 # %% ../../nbs/5_speed/26_cpu.ipynb #e4753ee9
@@ -230,8 +246,10 @@ def _find_block(plan, lines, rates, first):
     "Algorithm 1, lines 3-11, on the planes in `lines` of memory, which begin with plane `first` -> `Found`."
     planes = _widened(lines)
     if plan.channels_last:
-        upright = planes.reshape(-1, plan.pixels, plan.together).transpose(0, 2, 1)
-        planes = np.ascontiguousarray(upright).reshape(-1, plan.pixels)
+        pixels = planes.reshape(-1, plan.pixels, plan.together)
+        upright = np.empty((len(pixels), plan.together, plan.pixels), planes.dtype)
+        _turn(pixels, upright)
+        planes = upright.reshape(-1, plan.pixels)
     return find_units(planes, plan.kind, plan.k, rates, plan.seed, first)
 
 
