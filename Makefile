@@ -65,7 +65,7 @@ hooks: $(READY)  ## once in a clone: git cleans notebooks, and merges them cell 
 smoke: $(READY)  ## run the smoke grid, then draw every table and figure from it (minutes)
 	$(BIN)/attentiondrop-sweep nbs/experiments/grids/smoke.yaml --out $(RUNS)/smoke --jobs 2 --redraw
 
-benchmark: $(READY)  ## time the layer and the training loop on this machine (CPU: 2 minutes)
+benchmark: $(READY)  ## time the layer and the training loop on this machine (CPU: 6 minutes)
 	@mkdir -p $(RUNS)
 	$(BIN)/papermill nbs/experiments/benchmark.ipynb $(RUNS)/benchmark.ipynb -k python3 --no-progress-bar \
 	  -p out_dir $(RUNS)/benchmark -p record $(RUNS)/benchmark.json

@@ -25,3 +25,9 @@ def test_the_two_commands_come_first():
     assert [line.split("#")[0].strip() for line in blocks[0].splitlines()] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in ("demo", "test", "lab", "help"))
+
+
+def test_it_is_short():
+    "A page that one reads to its end; what is longer has a notebook of its own."
+    words = (ROOT / "README.md").read_text().split()
+    assert len(words) <= 900
