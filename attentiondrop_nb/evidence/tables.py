@@ -160,7 +160,7 @@ class Row(NamedTuple):
     @property
     def full(self):
         "'ResNet-18 + AD + Cutout'."
-        return " + ".join(filter(None, ("ResNet-18", _WORDS[self.method], "Cutout" if self.cutout else "")))
+        return " + ".join(filter(None, ("ResNet-18", _WORDS.get(self.method, self.method), "Cutout" if self.cutout else "")))
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #02f523e5
 NONE = Row("none", False)
