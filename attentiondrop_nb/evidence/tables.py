@@ -160,7 +160,8 @@ class Row(NamedTuple):
     @property
     def full(self):
         "'ResNet-18 + AD + Cutout'."
-        return " + ".join(filter(None, ("ResNet-18", _WORDS.get(self.method, self.method), "Cutout" if self.cutout else "")))
+        method = _WORDS.get(self.method, self.method)  # a method of one's own goes by its name
+        return " + ".join(filter(None, ("ResNet-18", method, "Cutout" if self.cutout else "")))
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #02f523e5
 NONE = Row("none", False)
