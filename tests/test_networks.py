@@ -66,6 +66,56 @@ def hooks(model):
     return [hook for m in model.modules() for hook in m._forward_hooks.values()]
 
 
+# Against somebody else's code
+
+
+def random_norms(net):
+    "`net` with random weights and biases in its batch norms, so that two cannot be swapped unseen."
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.uniform_(m.bias, -0.5, 0.5)
+    return net
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_numbers_are_those_of_torchvisions_resnet18(training):
+    theirs = random_norms(seeded(torchvision.models.resnet18, num_classes=10))
+    theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    theirs.maxpool = nn.Identity()
+    net = ad.ResNet18()
+    net.load_state_dict(theirs.state_dict())
+    x = images(2)
+    torch.testing.assert_close(net.train(training)(x), theirs.train(training)(x), rtol=1e-4, atol=1e-5)
+
+
+def timm_names(name):
+    "'stages.0.blocks.1.norm2.weight' -> 'layer1.1.bn2.weight', and so on."
+    if name.startswith("stages"):
+        _, stage, _, block, rest = name.split(".", 4)
+        return f"layer{int(stage) + 1}.{block}.{rest.replace('norm', 'bn').replace('downsample.conv', 'downsample')}"
+    for theirs, ours in (("stem.0", "conv1"), ("stem.1", "bn1"), ("norm", "bn_last"), ("head.fc", "fc")):
+        name = name.replace(theirs, ours) if name.startswith(theirs) else name
+    return name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_numbers_are_those_of_timms_pre_activation_stages(training):
+    torch.manual_seed(0)
+    theirs = timm.models.resnetv2.ResNetV2(
+        [2, 2, 2, 2], (64, 128, 256, 512), num_classes=10, basic=True, bottle_ratio=1.0,
+        conv_layer=timm.layers.create_conv2d, norm_layer=timm.layers.BatchNormAct2d,
+    )
+    theirs.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())  # ours
+    theirs.stages[0].blocks[0].norm1 = nn.Identity()  # its first block activates for itself
+    random_norms(theirs)
+    weights = {timm_names(k): v.flatten(1) if k == "head.fc.weight" else v for k, v in theirs.state_dict().items()}
+    net = PreActResNet18()
+    net.load_state_dict(weights)  # every name must be found, and none left over
+    x = images(2)
+    torch.testing.assert_close(net.train(training)(x), theirs.train(training)(x), rtol=1e-4, atol=1e-4)
+
+
 # Any place of any CNN
 
 

@@ -3,6 +3,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from attentiondrop_nb.checks import message
+from attentiondrop_nb.layers.layers import AttentionDrop2d
+from attentiondrop_nb.training.config import METHODS, make_config, make_model, register_method
+
 MODULE = """
 from attentiondrop_nb.layers.layers import AttentionDrop2d
 from attentiondrop_nb.training.config import register_method
@@ -51,3 +57,25 @@ def test_what_a_module_lacks_is_not_blamed_on_it(tmp_path):
     (tmp_path / "my_methods.py").write_text("import not_installed\n")
     done = ask(tmp_path, "my_methods")
     assert "No module named 'not_installed'" in done.stderr and "is there a" not in done.stderr
+
+
+@pytest.fixture
+def mine():
+    register_method("mine", lambda config: AttentionDrop2d(config.alpha, config.beta), beta=5.0)
+    yield "mine"
+    del METHODS["mine"]
+
+
+def test_its_options_are_those_it_was_registered_with(mine):
+    config = make_config({"method": mine, "drop_after": "layer3", "width": 4})
+    layers = [m for m in make_model(config, 10).modules() if isinstance(m, AttentionDrop2d)]
+    assert [layer.beta for layer in layers] == [5.0]
+    assert make_config({"method": mine}).drop_after == "layer1 layer2"
+    assert "'block_size'" in message(make_config, {"method": mine, "block_size": 3})
+
+
+def test_a_bad_registration_says_what_is_wrong(mine):
+    assert "the library's" in message(register_method, "ad", AttentionDrop2d)
+    assert "'../x'" in message(register_method, "../x", AttentionDrop2d)
+    assert "'gamma'" in message(register_method, "other", AttentionDrop2d, gamma=1)
+    assert "did you mean 'mine'" in message(make_config, {"method": "min"})

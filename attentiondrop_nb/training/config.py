@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'NETWORKS', 'PlainName', 'SAME_RUN', 'learning_rate', 'make_model', 'register_method', 'checked', 'Config',
-           'check_values', 'refuse', 'unknown_name', 'make_config', 'find_device', 'find_precision', 'from_globals',
-           'check_parameters', 'check_datasets', 'is_same_run', 'run_name', 'run_folder']
+           'make_config', 'check_values', 'refuse', 'unknown_name', 'find_device', 'find_precision', 'from_globals',
+           'check_parameters', 'check_datasets', 'run_name', 'run_folder', 'is_same_run']
 
 # %% ../../nbs/3_training/14_config.ipynb #51951837
 import hashlib
@@ -98,7 +98,7 @@ def make_model(config, classes):
         drop = lambda: _LAYERS[config.method](config)
     return NETWORKS[config.network](classes, config.width, drop, places)
 
-# %% ../../nbs/3_training/14_config.ipynb #7c8318cb
+# %% ../../nbs/3_training/14_config.ipynb #b516aed1
 _OPTIONAL = ("beta", "granularity", "rescale", "block_size")
 
 
@@ -171,12 +171,12 @@ _Count = Annotated[int, Field(ge=1, lt=2**31)]
 _Pixels = Annotated[int, Field(ge=1, lt=2**16)]
 _Positive = Annotated[float, Field(ge=0)]
 
-# %% ../../nbs/3_training/14_config.ipynb #f25a5e28
+# %% ../../nbs/3_training/14_config.ipynb #546c89f4
 def checked(cls):
     "A class with typed attributes -> a frozen dataclass that pydantic checks: no True for 1, no NaN, no other name."
     return dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(cls)
 
-# %% ../../nbs/3_training/14_config.ipynb #546c89f4
+
 @checked
 class Config:
     "The parameters of a run. `make_config` makes one of a dict: checked, and without gaps."
@@ -214,6 +214,31 @@ class Config:
     out_dir: _Place = "runs"
     run_name: PlainName | None = None
 
+# %% ../../nbs/3_training/14_config.ipynb #a0af6bff
+def make_config(values):
+    """A dict of parameters -> a checked `Config` without gaps. Raises ValueError with a sentence for each fault.
+
+    A device of another machine is taken: a run may be planned where it cannot be made.
+    """
+    given = check_values(Config, values)
+    options, faults = _fill_options(given)
+    recipe = _find_recipe(given.recipe, given.dataset)
+    filled = asdict(given) | options
+    filled |= {name: value for name, value in recipe.items() if filled[name] is None}
+    config = check_values(Config, filled)
+    refuse(faults or _method_faults(config))
+    return config
+
+
+def _fill_options(given):
+    "The options of the method and of Cutout, with their defaults, and sentences on those that are not used."
+    options = METHODS[given.method]
+    if given.cutout:
+        options = options | dict(cutout_length=_CUTOUT_LENGTHS.get(given.dataset, 16))
+    names = ("alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length")
+    told = {name: value for name in names if (value := getattr(given, name)) is not None}
+    return options | told, [_unused(name, told[name], given) for name in told if name not in options]
+
 # %% ../../nbs/3_training/14_config.ipynb #1f54e4de
 def check_values(cls, values, noun="parameter"):
     "`cls(**values)` for a `checked` class. Raises ValueError with a sentence for each value that is wrong."
@@ -238,16 +263,6 @@ def unknown_name(name, value, known, noun="parameter"):
     near = _near(name, known)
     hint = near if near else f"the {noun}s are {', '.join(known)}"
     return f"unknown {noun} {_shown(name)} = {_shown(value)}; {hint}"
-
-# %% ../../nbs/3_training/14_config.ipynb #6f58ccb7
-def _shown(value):
-    "What a sentence shows of a value: its `repr`, cut where it is long, deep or wide."
-    if isinstance(value, int) and value.bit_length() > 10_000:
-        return "a number of thousands of digits"  # which Python would not write
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxtuple = 3, 8, 8, 8
-    short.maxstring = short.maxother = short.maxlong = 200
-    return short.repr(value)
 
 # %% ../../nbs/3_training/14_config.ipynb #287279a2
 def _sentence(error, known, noun):
@@ -283,30 +298,15 @@ def _near(word, known):
     near = get_close_matches(str(word)[:100], known, 1)
     return f"did you mean {near[0]!r}?" if near else ""
 
-# %% ../../nbs/3_training/14_config.ipynb #a0af6bff
-def make_config(values):
-    """A dict of parameters -> a checked `Config` without gaps. Raises ValueError with a sentence for each fault.
 
-    A device of another machine is taken: a run may be planned where it cannot be made.
-    """
-    given = check_values(Config, values)
-    options, faults = _fill_options(given)
-    recipe = _find_recipe(given.recipe, given.dataset)
-    filled = asdict(given) | options
-    filled |= {name: value for name, value in recipe.items() if filled[name] is None}
-    config = check_values(Config, filled)
-    refuse(faults or _method_faults(config))
-    return config
-
-
-def _fill_options(given):
-    "The options of the method and of Cutout, with their defaults, and sentences on those that are not used."
-    options = METHODS[given.method]
-    if given.cutout:
-        options = options | dict(cutout_length=_CUTOUT_LENGTHS.get(given.dataset, 16))
-    names = ("alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length")
-    told = {name: value for name in names if (value := getattr(given, name)) is not None}
-    return options | told, [_unused(name, told[name], given) for name in told if name not in options]
+def _shown(value):
+    "What a sentence shows of a value: its `repr`, cut where it is long, deep or wide."
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return "a number of thousands of digits"  # which Python would not write
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxtuple = 3, 8, 8, 8
+    short.maxstring = short.maxother = short.maxlong = 200
+    return short.repr(value)
 
 # %% ../../nbs/3_training/14_config.ipynb #ac6361b1
 def _unused(name, value, given):
@@ -395,6 +395,35 @@ def _may_be_parameter(name, known):
     "Is a name no constant, or one of a parameter that was written in capitals?"
     return not name.isupper() or name.lower() in known
 
+# %% ../../nbs/3_training/14_config.ipynb #fb78671e
+def run_name(config):
+    "Such as digits-ad-w16-e15-s0-1a2b3c4d: readable, and a hash of all that is not at its default, but for places."
+    default = asdict(Config())
+    told = {name: value for name, value in _essence(asdict(config)).items() if value != default[name]}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+    method = f"{config.method}-cutout" if config.cutout else config.method
+    return f"{config.dataset}-{method}-w{config.width}-e{config.epochs}-s{config.seed}-{digest}"
+
+
+def run_folder(config):
+    "Where a run writes: `out_dir`/`run_name`."
+    return Path(config.out_dir) / (config.run_name or run_name(config))
+
+# %% ../../nbs/3_training/14_config.ipynb #b8c1098e
+def _import_own_methods():
+    "Import the modules that the environment variable ATTENTIONDROP_METHODS names; each registers its methods."
+    for module in os.environ.get("ATTENTIONDROP_METHODS", "").split():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as e:
+            if e.name != module:  # it is there, and what it needs is not
+                raise
+            hint = f"is there a {module}.py in a folder of PYTHONPATH?"
+            raise ModuleNotFoundError(f"ATTENTIONDROP_METHODS names {module!r}, and there is none: {hint}") from e
+
+
+_import_own_methods()
+
 # %% ../../nbs/3_training/14_config.ipynb #9e7fac86
 SAME_RUN = ("data_dir", "device", "out_dir", "run_name")  # what may differ between two calls of one run
 
@@ -411,32 +440,3 @@ def is_same_run(parameters, config):
 def _essence(parameters):
     "Parameters without places."
     return {name: value for name, value in parameters.items() if name not in SAME_RUN}
-
-# %% ../../nbs/3_training/14_config.ipynb #fb78671e
-def run_name(config):
-    "Such as digits-ad-w16-e15-s0-1a2b3c4d: readable, and a hash of all that is not at its default, but for places."
-    default = asdict(Config())
-    told = {name: value for name, value in _essence(asdict(config)).items() if value != default[name]}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
-    method = f"{config.method}-cutout" if config.cutout else config.method
-    return f"{config.dataset}-{method}-w{config.width}-e{config.epochs}-s{config.seed}-{digest}"
-
-
-def run_folder(config):
-    "Where a run writes: `out_dir`/`run_name`."
-    return Path(config.out_dir) / (config.run_name or run_name(config))
-
-# %% ../../nbs/3_training/14_config.ipynb #765b54c5
-def _import_own_methods():
-    "Import the modules that the environment variable ATTENTIONDROP_METHODS names; each registers its methods."
-    for module in os.environ.get("ATTENTIONDROP_METHODS", "").split():
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as e:
-            if e.name != module:  # it is there, and what it needs is not
-                raise
-            hint = f"is there a {module}.py in a folder of PYTHONPATH?"
-            raise ModuleNotFoundError(f"ATTENTIONDROP_METHODS names {module!r}, and there is none: {hint}") from e
-
-
-_import_own_methods()

@@ -39,6 +39,55 @@ def digits():
     y = torch.tensor(raw.target, device="cpu")
     return Images("digits", x[train], y[train], x[test], y[test], tuple("0123456789"), mirror=False)
 
+# %% ../../nbs/3_training/11_datasets.ipynb #1b5525a1
+_EMBEDDED = {"digits": digits, "shapes": shapes}
+
+
+def load(name, data_dir="data"):
+    """The data set `name`: `digits` and `shapes` need no files. For others the first of these that is there:
+
+    `<data_dir>/<name>.npz`; `<data_dir>/<name>/{train,test}/<class>/`; for `cifar10 cifar100 svhn fashion_mnist`
+    torchvision's files in `data_dir`, downloaded if missing. Returns `Images`.
+    Pictures are turned upright by their EXIF data and laid on black where transparent; of 16 bits the upper 8 are
+    taken. Raises FileNotFoundError saying what was looked for and how to get it; ValueError on a name that is a path,
+    and on a bad file, naming it (a JPEG has no checksum to tell); ImportError where a package is missing.
+    """
+    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ValueError(f"dataset is {name!r}; a plain name is needed, and its folder as data_dir")
+    if name in _EMBEDDED:
+        return _EMBEDDED[name]()
+    data_dir = Path(os.path.expanduser(data_dir))
+    root = data_dir / name
+    path = root.with_name(f"{name}.npz")
+    if os.path.isfile(path):
+        return _read_npz(name, path)
+    if all(os.path.isdir(root / split) for split in ("train", "test")):
+        return _read_folder(name, root)
+    if name in _OFFICIAL:
+        return _find_official(name, data_dir)
+    raise FileNotFoundError(f"{_not_found(name, data_dir)} These are downloaded: {', '.join(_OFFICIAL)}.")
+
+# %% ../../nbs/3_training/11_datasets.ipynb #09f90207
+def subset(data, n):
+    "`data` with the first `n` training images of a fixed, balanced order, and all test images. ValueError on a bad n."
+    most = len(data.x_train)
+    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= most:
+        has = f"{data.name} has {most} training images"
+        raise ValueError(f"train_images is {n!r}; {has}, so a whole number from 1 to {most} is needed")
+    keep = _balanced_order(data.y_train)[:n]
+    masks = None if data.masks_train is None else data.masks_train[keep]
+    return replace(data, x_train=data.x_train[keep], y_train=data.y_train[keep], masks_train=masks)
+
+
+def _balanced_order(y):
+    "A fixed order of the labels `y` [N]: an image of each class in turn, as long as there are any; int64 [N]."
+    order = np.random.RandomState(0).permutation(len(y))  # one order for every run and version
+    shuffled = torch.from_numpy(order).to(y.device)
+    by_class = shuffled[y[shuffled].argsort(stable=True)]
+    sizes = y.bincount()
+    turn = torch.arange(len(y), device=y.device) - (sizes.cumsum(0) - sizes)[y[by_class]]  # place within the class
+    return by_class[turn.argsort(stable=True)]
+
 # %% ../../nbs/3_training/11_datasets.ipynb #eb77e136
 @contextmanager
 def _reading(path, form, remedy):
@@ -49,7 +98,7 @@ def _reading(path, form, remedy):
         said = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
         raise ValueError(f"{path} cannot be read as {form}: {' '.join(said.split())}; {remedy}") from e
 
-# %% ../../nbs/3_training/11_datasets.ipynb #79524453
+
 def _memory():
     "Bytes of memory in this machine; infinite where the system does not say."
     try:
@@ -95,7 +144,7 @@ def _read_header(f, info):
         raise ValueError(f"{says}, and has {info.file_size}")
     return _Member(info, f.tell(), shape, "F" if fortran else "C", dtype)
 
-# %% ../../nbs/3_training/11_datasets.ipynb #59daf752
+
 def _read_headers(file):
     "{key: `_Member`} of a `ZipFile`; None for an array that is not needed."
     members = {}
@@ -153,7 +202,7 @@ def _read_labels(file, member):
         raise ValueError(f"{member.info.filename} has labels from {y.min()} to {y.max()}; 0 to 1000000 are allowed")
     return torch.from_numpy(y.astype(np.int64))
 
-# %% ../../nbs/3_training/11_datasets.ipynb #1df2e1ad
+
 def _class_names(file, member, count):
     "The names of `count` classes: those of the array `classes` (text, UTF-8 or numbers), or else their numbers."
     if member is None:
@@ -302,7 +351,7 @@ def _read_folder(name, root):
     y_train, y_test = (torch.tensor(numbers, device="cpu") for numbers in labels)
     return Images(name, x[: len(y_train)], y_train, x[len(y_train) :], y_test, tuple(train))
 
-# %% ../../nbs/3_training/11_datasets.ipynb #730f9203
+
 def _stack(paths):
     "The pictures in these files as one tensor uint8 [N, 3, H, W]. Raises ValueError if they are not of one size."
     size = _read_picture(paths[0]).shape
@@ -409,52 +458,3 @@ def _not_found(name, data_dir):
     if name in _OFFICIAL:
         text += f", then for torchvision's own files in {root.parent}"
     return f"{text}. Put one of them there, or name another data_dir; digits and shapes need no files."
-
-# %% ../../nbs/3_training/11_datasets.ipynb #1b5525a1
-_EMBEDDED = {"digits": digits, "shapes": shapes}
-
-
-def load(name, data_dir="data"):
-    """The data set `name`: `digits` and `shapes` need no files. For others the first of these that is there:
-
-    `<data_dir>/<name>.npz`; `<data_dir>/<name>/{train,test}/<class>/`; for `cifar10 cifar100 svhn fashion_mnist`
-    torchvision's files in `data_dir`, downloaded if missing. Returns `Images`.
-    Pictures are turned upright by their EXIF data and laid on black where transparent; of 16 bits the upper 8 are
-    taken. Raises FileNotFoundError saying what was looked for and how to get it; ValueError on a name that is a path,
-    and on a bad file, naming it (a JPEG has no checksum to tell); ImportError where a package is missing.
-    """
-    if not isinstance(name, str) or name in ("", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"dataset is {name!r}; a plain name is needed, and its folder as data_dir")
-    if name in _EMBEDDED:
-        return _EMBEDDED[name]()
-    data_dir = Path(os.path.expanduser(data_dir))
-    root = data_dir / name
-    path = root.with_name(f"{name}.npz")
-    if os.path.isfile(path):
-        return _read_npz(name, path)
-    if all(os.path.isdir(root / split) for split in ("train", "test")):
-        return _read_folder(name, root)
-    if name in _OFFICIAL:
-        return _find_official(name, data_dir)
-    raise FileNotFoundError(f"{_not_found(name, data_dir)} These are downloaded: {', '.join(_OFFICIAL)}.")
-
-# %% ../../nbs/3_training/11_datasets.ipynb #09f90207
-def subset(data, n):
-    "`data` with the first `n` training images of a fixed, balanced order, and all test images. ValueError on a bad n."
-    most = len(data.x_train)
-    if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= most:
-        has = f"{data.name} has {most} training images"
-        raise ValueError(f"train_images is {n!r}; {has}, so a whole number from 1 to {most} is needed")
-    keep = _balanced_order(data.y_train)[:n]
-    masks = None if data.masks_train is None else data.masks_train[keep]
-    return replace(data, x_train=data.x_train[keep], y_train=data.y_train[keep], masks_train=masks)
-
-
-def _balanced_order(y):
-    "A fixed order of the labels `y` [N]: an image of each class in turn, as long as there are any; int64 [N]."
-    order = np.random.RandomState(0).permutation(len(y))  # one order for every run and version
-    shuffled = torch.from_numpy(order).to(y.device)
-    by_class = shuffled[y[shuffled].argsort(stable=True)]
-    sizes = y.bincount()
-    turn = torch.arange(len(y), device=y.device) - (sizes.cumsum(0) - sizes)[y[by_class]]  # place within the class
-    return by_class[turn.argsort(stable=True)]

@@ -24,18 +24,6 @@ from .batches import affine, channel_stats, draw_crops, look_up, normalize, pixe
 from .config import find_device, find_precision, learning_rate, make_model
 from .datasets import subset
 
-# %% ../../nbs/3_training/15_loop.ipynb #3e57114f
-def _make_optimizer(model, config):
-    "SGD with Nesterov momentum; one kernel for all weights."
-    return torch.optim.SGD(
-        model.parameters(),
-        config.lr,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-        fused=True,
-    )
-
 # %% ../../nbs/3_training/15_loop.ipynb #dcf04b7c
 class Trainer:
     "A run of `config` on `data` in progress: network, optimizer, α's schedule, random states and the epochs so far."
@@ -85,6 +73,18 @@ def _loss_and_logits(model, x, y):
     "What `compile` compiles, as one graph: the network and its loss."
     logits = model(x)
     return F.cross_entropy(logits, y), logits.detach()
+
+
+def _make_optimizer(model, config):
+    "SGD with Nesterov momentum; one kernel for all weights."
+    return torch.optim.SGD(
+        model.parameters(),
+        config.lr,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+        fused=True,
+    )
 
 # %% ../../nbs/3_training/15_loop.ipynb #a718b9eb
 @record_function("images")

@@ -126,6 +126,43 @@ def _check_folder(folder):
             with suppress(OSError):  # it could not be made
                 part.rmdir()
 
+# %% ../../nbs/3_training/16_runs.ipynb #e7a2bfb4
+def _save_progress(path, trainer, data=None):
+    "Write all that `_load_progress` needs to `path`; `data` is what `_describe` says."
+    tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
+    buffers = [trainer.optimizer.state[p].get("momentum_buffer") for p in trainer.model.parameters()]
+    tensors |= {f"momentum.{i}": b for i, b in enumerate(buffers) if b is not None}
+    tensors |= {"random.cpu": torch.get_rng_state(), "random.order": trainer.generator.get_state()}
+    if trainer.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.device)
+    header = json.dumps(dict(parameters=asdict(trainer.config), epochs=trainer.epochs, data=data))
+    packed = _pack(tensors, progress=header)
+    write_atomic(path, lambda p: p.write_bytes(packed))
+
+# %% ../../nbs/3_training/16_runs.ipynb #6ebd5415
+def _restore(trainer, epochs, tensors):
+    "Put the state that `_save_progress` wrote back into `trainer`. Returns a note if the device is of another kind."
+    trainer.epochs = epochs
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    trainer.model.load_state_dict(weights)
+    for i, p in enumerate(trainer.model.parameters()):
+        if f"momentum.{i}" in tensors:
+            momentum = torch.empty_like(p).copy_(tensors[f"momentum.{i}"])  # in the layout of p
+            trainer.optimizer.state[p]["momentum_buffer"] = momentum
+    if trainer.schedule:
+        count = len(epochs) * trainer.steps_per_epoch
+        trainer.schedule.load_state_dict(trainer.schedule.state_dict() | {"count": count})
+    if not _fits(trainer, tensors):
+        seed = int(_digest({}, [trainer.config.seed, len(epochs)])[:15], 16)
+        torch.manual_seed(seed)
+        trainer.generator.manual_seed(seed)
+        return f"from epoch {len(epochs) + 1} on order and coins are drawn anew: it began on another kind of device"
+    torch.set_rng_state(tensors["random.cpu"])
+    trainer.generator.set_state(tensors["random.order"])
+    if "random.cuda" in tensors and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], trainer.device)
+    return ""
+
 # %% ../../nbs/3_training/16_runs.ipynb #bf6b4974
 def _pack(tensors, **texts):
     "Tensors and texts as the bytes of a safetensors file, with a checksum in its header."
@@ -174,19 +211,6 @@ def _check_file(path, most=2**40):
 def _damaged(path, why):
     "The sentence on a file that cannot be used."
     return f"{path} is damaged or not ours ({str(why)[:300]}); remove it, and make the run again"
-
-# %% ../../nbs/3_training/16_runs.ipynb #e7a2bfb4
-def _save_progress(path, trainer, data=None):
-    "Write all that `_load_progress` needs to `path`; `data` is what `_describe` says."
-    tensors = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
-    buffers = [trainer.optimizer.state[p].get("momentum_buffer") for p in trainer.model.parameters()]
-    tensors |= {f"momentum.{i}": b for i, b in enumerate(buffers) if b is not None}
-    tensors |= {"random.cpu": torch.get_rng_state(), "random.order": trainer.generator.get_state()}
-    if trainer.device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(trainer.device)
-    header = json.dumps(dict(parameters=asdict(trainer.config), epochs=trainer.epochs, data=data))
-    packed = _pack(tensors, progress=header)
-    write_atomic(path, lambda p: p.write_bytes(packed))
 
 # %% ../../nbs/3_training/16_runs.ipynb #c3365eda
 def _load_progress(path, trainer, data=None):
@@ -239,30 +263,6 @@ def _fits(trainer, tensors):
     "Is the state of the generator that of this kind of device?"
     return tensors["random.order"].shape == trainer.generator.get_state().shape
 
-# %% ../../nbs/3_training/16_runs.ipynb #6ebd5415
-def _restore(trainer, epochs, tensors):
-    "Put the state that `_save_progress` wrote back into `trainer`. Returns a note if the device is of another kind."
-    trainer.epochs = epochs
-    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    trainer.model.load_state_dict(weights)
-    for i, p in enumerate(trainer.model.parameters()):
-        if f"momentum.{i}" in tensors:
-            momentum = torch.empty_like(p).copy_(tensors[f"momentum.{i}"])  # in the layout of p
-            trainer.optimizer.state[p]["momentum_buffer"] = momentum
-    if trainer.schedule:
-        count = len(epochs) * trainer.steps_per_epoch
-        trainer.schedule.load_state_dict(trainer.schedule.state_dict() | {"count": count})
-    if not _fits(trainer, tensors):
-        seed = int(_digest({}, [trainer.config.seed, len(epochs)])[:15], 16)
-        torch.manual_seed(seed)
-        trainer.generator.manual_seed(seed)
-        return f"from epoch {len(epochs) + 1} on order and coins are drawn anew: it began on another kind of device"
-    torch.set_rng_state(tensors["random.cpu"])
-    trainer.generator.set_state(tensors["random.order"])
-    if "random.cuda" in tensors and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random.cuda"], trainer.device)
-    return ""
-
 # %% ../../nbs/3_training/16_runs.ipynb #504300f3
 class Run(NamedTuple):
     "What `train` returns: the trained model, and the record, a dict that JSON can hold."
@@ -273,7 +273,7 @@ class Run(NamedTuple):
 
 SAVE_SECONDS = 60  # a run that is killed loses a minute and the epoch it was in, at most
 
-# %% ../../nbs/3_training/16_runs.ipynb #0a152fbf
+
 def train(config, data=None, folder=None, progress=True, on_epoch=lambda record: None):
     """One run of `config` (on `data` if given) -> `Run`. `on_epoch(record so far)` is called after each epoch.
 
@@ -299,6 +299,13 @@ def train(config, data=None, folder=None, progress=True, on_epoch=lambda record:
                 _save_now_and_then(folder, trainer, about)
     return Run(trainer.model, _make_record(trainer, about, time.perf_counter() - start))
 
+
+def _save_now_and_then(folder, trainer, about):
+    "Save progress if the last time was `SAVE_SECONDS` ago."
+    if time.perf_counter() - trainer.saved >= SAVE_SECONDS:
+        _save_progress(folder / "resume.safetensors", trainer, about["data"])
+        trainer.saved = time.perf_counter()
+
 # %% ../../nbs/3_training/16_runs.ipynb #167b4692
 def _begin(trainer, folder):
     "Take up the progress in `folder`, if there is any -> what the record says of data and environment."
@@ -313,11 +320,19 @@ def _begin(trainer, folder):
     return about
 
 
-def _save_now_and_then(folder, trainer, about):
-    "Save progress if the last time was `SAVE_SECONDS` ago."
-    if time.perf_counter() - trainer.saved >= SAVE_SECONDS:
-        _save_progress(folder / "resume.safetensors", trainer, about["data"])
-        trainer.saved = time.perf_counter()
+def _progress_bar(trainer, shown):
+    "tqdm's bar of the steps of a run, where it stands now."
+    from tqdm import tqdm
+
+    done = len(trainer.epochs) * trainer.steps_per_epoch
+    options = dict(unit="step", mininterval=0.5, ncols=100, file=sys.stdout, disable=not shown)
+    return tqdm(total=trainer.steps, initial=done, **options)
+
+
+def _show_accuracy(bar, entry):
+    "Show the test accuracy beside the bar, if this epoch has one."
+    if entry["test_accuracy"] is not None:
+        bar.set_postfix_str(f"test {entry['test_accuracy']:.1%}", refresh=False)
 
 # %% ../../nbs/3_training/16_runs.ipynb #84b1ec92
 @contextmanager
@@ -344,21 +359,6 @@ def _interrupt(ended):
     if not ended:
         ended.append(True)
         raise KeyboardInterrupt
-
-# %% ../../nbs/3_training/16_runs.ipynb #a1482c5f
-def _progress_bar(trainer, shown):
-    "tqdm's bar of the steps of a run, where it stands now."
-    from tqdm import tqdm
-
-    done = len(trainer.epochs) * trainer.steps_per_epoch
-    options = dict(unit="step", mininterval=0.5, ncols=100, file=sys.stdout, disable=not shown)
-    return tqdm(total=trainer.steps, initial=done, **options)
-
-
-def _show_accuracy(bar, entry):
-    "Show the test accuracy beside the bar, if this epoch has one."
-    if entry["test_accuracy"] is not None:
-        bar.set_postfix_str(f"test {entry['test_accuracy']:.1%}", refresh=False)
 
 # %% ../../nbs/3_training/16_runs.ipynb #45627d38
 SCHEMA = 2
@@ -501,14 +501,14 @@ class _Epoch:
     alpha: _Share
     seconds: _Least
 
-# %% ../../nbs/3_training/16_runs.ipynb #5071aaf0
+
 @_form
 class _Progress:
     parameters: dict[str, Any]
     epochs: list[_Epoch]
     data: _Data | None = None
 
-# %% ../../nbs/3_training/16_runs.ipynb #0c8d0bc0
+
 @_form
 class _Final:
     test_accuracy: _Share
@@ -531,7 +531,7 @@ class _Checksums:
     weights: str
     record: str
 
-# %% ../../nbs/3_training/16_runs.ipynb #1d85658d
+
 @_form
 class _Record:
     schema: Literal[SCHEMA]  # type: ignore[valid-type]
@@ -545,7 +545,7 @@ class _Record:
     status: Literal["finished", "converged", "diverged"]
     checksums: _Checksums | None = None
 
-# %% ../../nbs/3_training/16_runs.ipynb #7c9a4e3d
+
 def _parse(path, text, form):
     "JSON text of a `_form` -> a dict. ValueError says what is wrong with the file `path`."
     try:
@@ -647,7 +647,7 @@ def _plot_accuracy(ax, epochs, key, **style):
     known = [(number, 100 * entry[key]) for number, entry in enumerate(epochs, 1) if entry[key] is not None]
     ax.plot([number for number, _ in known], [percent for _, percent in known], **style)
 
-# %% ../../nbs/3_training/16_runs.ipynb #814704c4
+
 class LiveCurve:
     "An `on_epoch` for `train` in a notebook: draws the curve in place, at most every `seconds`."
 
