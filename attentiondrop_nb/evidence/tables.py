@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NONE', 'CUTOUT', 'DROPBLOCK', 'AM', 'SM', 'AD', 'BOTH', 'PAPER', 'CLAIMS', 'runs_frame', 'setting', 'settings', 'Row',
-           'compare', 'command', 'set_aside', 'caption', 'paper_tables', 'judge', 'cutout_share', 'ablation',
+           'compare', 'caption', 'paper_tables', 'command', 'set_aside', 'judge', 'cutout_share', 'ablation',
            'ablation_table', 'load_records']
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #bdbb72e1
@@ -231,23 +231,6 @@ def _order(runs, paper):
     first = list(dict.fromkeys(row for numbers in paper.values() for row in numbers))
     return first + [Row(*key) for key in runs.groupby(_ROW, observed=True).groups if key not in first]
 
-# %% ../../nbs/4_evidence/20_tables.ipynb #aaebe83b
-#| code-fold: true
-#| code-summary: "The command that makes missing runs, and a sentence on runs with other options"
-def command(grid):
-    "Markdown: the command that makes the records of a grid."
-    return (
-        "This makes them, from the project's folder: "
-        f"`attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs`; then give `records_dir` that folder."
-    )
-
-
-def set_aside(runs, dataset):
-    "Markdown: how many runs on a data set are left to the ablations, because of an option; '' if none."
-    n = (runs.loc[runs["dataset"] == dataset, "departures"] != "").sum()
-    many = "run" if n == 1 else "runs"
-    return f"Left to the ablations: {n} {many} with an option that is not at its default." if n else ""
-
 # %% ../../nbs/4_evidence/20_tables.ipynb #40920288
 #| code-fold: true
 #| code-summary: "The sentences below a table"
@@ -298,6 +281,21 @@ class _Part(NamedTuple):
     frame: object
     notes: str
     runs: dict
+
+
+def command(grid):
+    "Markdown: the command that makes the records of a grid."
+    return (
+        "This makes them, from the project's folder: "
+        f"`attentiondrop-sweep nbs/experiments/grids/{grid}.yaml --out runs`; then give `records_dir` that folder."
+    )
+
+
+def set_aside(runs, dataset):
+    "Markdown: how many runs on a data set are left to the ablations, because of an option; '' if none."
+    n = (runs.loc[runs["dataset"] == dataset, "departures"] != "").sum()
+    many = "run" if n == 1 else "runs"
+    return f"Left to the ablations: {n} {many} with an option that is not at its default." if n else ""
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #5b1c7a14
 CLAIMS = {  # each a list of (better, worse)
