@@ -30,17 +30,47 @@ def _listed(value):
     "The values of a parameter in a block: a list is swept."
     return value if isinstance(value, list) else [value]
 
+# %% ../../nbs/4_evidence/22_grids.ipynb #81840753
+def expand(grid):
+    """A grid (a dict) -> its runs, each a dict of the parameters that the grid gives; no run twice.
 
-_MOST = 100_000  # runs of a grid: years of work, seconds to check
+    Seed by seed: seed 0 of every method comes before seed 1 of any. Raises ValueError naming all that is wrong.
+    """
+    grid = _check_form(grid)
+    swept = [grid.defaults | block for block in grid.runs]
+    _check_count(swept)
+    _check_count(grid.exclude)
+    blocks = [grid.defaults, *grid.runs, *grid.exclude]
+    refuse([fault for block in blocks for fault in _block_faults(block)], _HEAD)
+    wrong = [fault for block in blocks for fault in _value_faults(block)]
+    runs = [run for block in swept for run in _combinations(block if wrong else _spelt(block))]
+    if not wrong:
+        runs = _without(runs, [_spelt(block) for block in grid.exclude])
+    refuse(wrong + [fault for run in runs for fault in _faults(make_config, run)], _HEAD)
+    named = {}
+    for run in runs:
+        named.setdefault(run_name(make_config(run)), run)
+    return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
 
-
-def _check_count(blocks):
-    "Raise ValueError if the `blocks` have more than `_MOST` combinations, which are counted and not built."
-    count = sum(math.prod(len(_listed(value)) for value in block.values()) for block in blocks)
-    if count > _MOST:
-        raise ValueError(f"the grid has {count} runs; at most {_MOST} are taken: make the lists shorter")
+# %% ../../nbs/4_evidence/22_grids.ipynb #579fae05
+#| code-fold: true
+#| code-summary: "What is excluded"
+def _without(runs, blocks):
+    "The `runs` that match none of the `blocks`. ValueError on a combination without a run, or if no run is left."
+    default = asdict(Config())
+    faults = []
+    for block in blocks:
+        values = [tuple((default | run)[name] for name in block) for run in runs]
+        patterns = {tuple(pattern.values()): pattern for pattern in _combinations(block)}
+        idle = [pattern for key, pattern in patterns.items() if key not in set(values)]
+        faults += [f"{pattern} in 'exclude' matches no run" for pattern in idle]
+        runs = [run for run, own in zip(runs, values) if own not in patterns]
+    refuse(faults or ([] if runs else ["'exclude' leaves no run"]), _HEAD)
+    return runs
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #c4798e61
+#| code-fold: true
+#| code-summary: "The keys of a grid"
 def _not_empty(blocks):
     "`blocks`, if there is one."
     if not blocks:
@@ -67,6 +97,8 @@ def _check_form(grid):
     return check_values(_Grid, {str(key): value for key, value in grid.items()}, noun="key")
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #4ddbf318
+#| code-fold: true
+#| code-summary: "What is wrong with a block: its names, then its values"
 def _block_faults(block):
     "Sentences on what is wrong with the names of a block, and on lists that are none to sweep."
     known = [parameter.name for parameter in fields(Config)]
@@ -98,60 +130,56 @@ def _faults(check, *values):
     return []
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #6653a9fe
+#| code-fold: true
+#| code-summary: "Values as they are spelt, and how many runs a grid may have"
 def _spelt(block):
     "A block in order, its values as `Config` spells them: so 1 is True nowhere, and 'layer2 layer1' no other run."
     spell = lambda name, value: getattr(check_values(Config, {name: value}), name)
     values = {name: [spell(name, one) for one in _listed(value)] for name, value in block.items()}
     return {name: value if isinstance(block[name], list) else value[0] for name, value in values.items()}
 
-# %% ../../nbs/4_evidence/22_grids.ipynb #8abc394e
+
 _HEAD = "the grid is not in order; nothing was run:\n"
+_MOST = 100_000  # runs of a grid: years of work, seconds to check
 
 
-# %% ../../nbs/4_evidence/22_grids.ipynb #81840753
-def expand(grid):
-    """A grid (a dict) -> its runs, each a dict of the parameters that the grid gives; no run twice.
+def _check_count(blocks):
+    "Raise ValueError if the `blocks` have more than `_MOST` combinations, which are counted and not built."
+    count = sum(math.prod(len(_listed(value)) for value in block.values()) for block in blocks)
+    if count > _MOST:
+        raise ValueError(f"the grid has {count} runs; at most {_MOST} are taken: make the lists shorter")
 
-    Seed by seed: seed 0 of every method comes before seed 1 of any. Raises ValueError naming all that is wrong.
-    """
-    grid = _check_form(grid)
-    swept = [grid.defaults | block for block in grid.runs]
-    _check_count(swept)
-    _check_count(grid.exclude)
-    blocks = [grid.defaults, *grid.runs, *grid.exclude]
-    refuse([fault for block in blocks for fault in _block_faults(block)], _HEAD)
-    wrong = [fault for block in blocks for fault in _value_faults(block)]
-    runs = [run for block in swept for run in _combinations(block if wrong else _spelt(block))]
-    if not wrong:
-        runs = _without(runs, [_spelt(block) for block in grid.exclude])
-    refuse(wrong + [fault for run in runs for fault in _faults(make_config, run)], _HEAD)
-    named = {}
-    for run in runs:
-        named.setdefault(run_name(make_config(run)), run)
-    return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
-
-# %% ../../nbs/4_evidence/22_grids.ipynb #579fae05
-def _without(runs, blocks):
-    "The `runs` that match none of the `blocks`. ValueError on a combination without a run, or if no run is left."
-    default = asdict(Config())
-    faults = []
-    for block in blocks:
-        values = [tuple((default | run)[name] for name in block) for run in runs]
-        patterns = {tuple(pattern.values()): pattern for pattern in _combinations(block)}
-        idle = [pattern for key, pattern in patterns.items() if key not in set(values)]
-        faults += [f"{pattern} in 'exclude' matches no run" for pattern in idle]
-        runs = [run for run, own in zip(runs, values) if own not in patterns]
-    refuse(faults or ([] if runs else ["'exclude' leaves no run"]), _HEAD)
-    return runs
-
-# %% ../../nbs/4_evidence/22_grids.ipynb #2a3b736f
+# %% ../../nbs/4_evidence/22_grids.ipynb #2b7d30d3
+#| code-fold: true
+#| code-summary: "The grid in a file; what to install for it"
 def check_installed(extra, *modules):
     "Raise ImportError saying which extra to install unless all `modules` are there."
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ImportError(f"{', '.join(missing)} is not installed: pip install 'attentiondrop_nb[{extra}]'")
 
+
+def read_grid(path):
+    "The grid in a YAML file. Raises FileNotFoundError if there is none, ValueError if it is not YAML, or too large."
+    check_installed("experiments", "yaml")
+    import yaml
+
+    path = Path(path).expanduser()
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no grid {path}")
+    if not os.path.isfile(path) or path.stat().st_size > 2**20:
+        raise ValueError(f"{path} is no YAML file of at most 1 MiB, which is needed for a grid")
+    try:
+        text = path.read_text(encoding="utf-8")
+        _count_values(yaml.compose(text, _grid_loader()), {})
+        return yaml.load(text, _grid_loader())  # nosec B506: a SafeLoader
+    except Exception as e:  # whatever a file of something else makes the library raise
+        why = "it is nested too deep" if isinstance(e, RecursionError) else str(e)[:1000]
+        raise ValueError(f"{path} is not a YAML file that can be read: {why}") from e
+
 # %% ../../nbs/4_evidence/22_grids.ipynb #c6c0905e
+#| code-fold: true
+#| code-summary: "A reader of YAML without the two traps"
 def _grid_loader():
     "A YAML loader that reads 1e-3 as a number, and refuses a key that is no name or stands in a mapping twice."
     import yaml
@@ -173,26 +201,9 @@ def _grid_loader():
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     return Loader
 
-# %% ../../nbs/4_evidence/22_grids.ipynb #2b7d30d3
-def read_grid(path):
-    "The grid in a YAML file. Raises FileNotFoundError if there is none, ValueError if it is not YAML, or too large."
-    check_installed("experiments", "yaml")
-    import yaml
-
-    path = Path(path).expanduser()
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"there is no grid {path}")
-    if not os.path.isfile(path) or path.stat().st_size > 2**20:
-        raise ValueError(f"{path} is no YAML file of at most 1 MiB, which is needed for a grid")
-    try:
-        text = path.read_text(encoding="utf-8")
-        _count_values(yaml.compose(text, _grid_loader()), {})
-        return yaml.load(text, _grid_loader())  # nosec B506: a SafeLoader
-    except Exception as e:  # whatever a file of something else makes the library raise
-        why = "it is nested too deep" if isinstance(e, RecursionError) else str(e)[:1000]
-        raise ValueError(f"{path} is not a YAML file that can be read: {why}") from e
-
 # %% ../../nbs/4_evidence/22_grids.ipynb #7808550a
+#| code-fold: true
+#| code-summary: "A file whose aliases would multiply without end"
 def _count_values(node, known, above=()):
     "How many values a node of YAML has, one that is named again (*a) again. Raises ValueError if that is too many."
     if id(node) in above:

@@ -58,7 +58,7 @@ def share_of_object(mask: Tensor, truth: Tensor) -> Tensor:
     inside = object_share(truth, mask.shape[2:])
     return ((1 - mask) * inside).sum((2, 3)) / inside.sum((2, 3))
 
-# %% ../../nbs/4_evidence/18_objects.ipynb #67fd93ba
+
 def draw_mask(ax, image, mask, colour="#D55E00"):
     "Paint what a mask M [h, w] drops over a picture: `colour`, as opaque as 1 − M."
     from matplotlib.colors import to_rgb
@@ -80,6 +80,8 @@ def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage
 
 # %% ../../nbs/4_evidence/18_objects.ipynb #32a8ff4b
+#| code-fold: true
+#| code-summary: "Plumbing: the runs whose weights were kept, and what a figure says where there are none"
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` with a checkpoint that did not diverge; {} if there is no such folder."
     paths = sorted(Path(runs_dir).expanduser().glob("*/record.json"))

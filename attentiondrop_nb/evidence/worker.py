@@ -47,6 +47,8 @@ def state(run):
     return "failed" if lines and lines[-1].startswith(_FAILED) else "interrupted"
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #d24a453c
+#| code-fold: true
+#| code-summary: "The lock of a folder"
 def _take_lock(file, shared=False):
     "Lock an open file if no other process has it locked; True if that worked."
     import fcntl  # Linux and macOS
@@ -65,24 +67,26 @@ def is_locked(folder):
     with open(Path(folder) / ".lock") as file:
         return not _take_lock(file, shared=True)
 
-# %% ../../nbs/4_evidence/23_worker.ipynb #7c5c926f
+
 @contextmanager
 def _lock(folder, patience=1.0):
     "Hold the lock of a run's folder: gives the locked file, or None if others hold it for `patience` seconds."
-    end = time.monotonic() + patience
+    end = time.monotonic() + patience  # who only looks at it holds it for an instant
     with open(Path(folder) / ".lock", "a") as file:
         while not (held := _take_lock(file)) and time.monotonic() < end:
             time.sleep(0.1)
         yield file if held else None
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #c3fbbe29
+#| code-fold: true
+#| code-summary: "A share of the cores; how a process is ended"
 def _child_environment(jobs):
     "The environment of one of `jobs` runs at once: a share of the cores, threads that sleep, pictures in notebooks."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     own = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     return {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "OMP_WAIT_POLICY": "passive"} | own
 
-# %% ../../nbs/4_evidence/23_worker.ipynb #c769c9f7
+
 def _end(process, patience=5):
     "End a process and all that share its session: asked first, killed after `patience` seconds. Returns its exit code."
     with suppress(ProcessLookupError, PermissionError):  # it has ended just now
@@ -94,6 +98,8 @@ def _end(process, patience=5):
         return process.wait()
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #14c12a50
+#| code-fold: true
+#| code-summary: "The command for papermill, and the Python it runs"
 def _papermill_command(notebook, output, parameters):
     "The command that runs a notebook with `parameters` and keeps it as `output`."
     import yaml
@@ -113,6 +119,8 @@ def _own_kernel():
         yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))}
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #e15e317f
+#| code-fold: true
+#| code-summary: "A notebook in a process of its own"
 def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold=()):
     """Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C.
 
@@ -136,6 +144,8 @@ def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold
     return code
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #7d724007
+#| code-fold: true
+#| code-summary: "How a run ended, and why"
 class Outcome(NamedTuple):
     "How a run of a sweep ended: 'done', 'failed', 'interrupted' or 'elsewhere' (another process runs it)."
 
@@ -165,6 +175,17 @@ def explain(code, log):
     why = f"killed by {signal.Signals(-code).name}" if code < 0 else _last_error(log)
     return f"{why} (out of memory?)" if code == -signal.SIGKILL or "DeadKernelError" in why else why
 
+
+def _damage(path):
+    "What is wrong with a record that is to be made again, in brackets; '' if there is none."
+    try:
+        read_record(path)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as e:
+        return f" (made again: {e})"
+    return ""
+
 # %% ../../nbs/4_evidence/23_worker.ipynb #bc5a7d8d
 def _attempt(run, notebook, held, jobs, stop):
     "Make a run whose lock we hold -> its state and a message."
@@ -190,17 +211,6 @@ def _told(run):
     said = f"test {record['final']['test_accuracy']:.1%}"
     note = record["environment"].get("note")
     return said + (" DIVERGED" if record["status"] == "diverged" else "") + (f" ({note})" if note else "")
-
-# %% ../../nbs/4_evidence/23_worker.ipynb #3691baaa
-def _damage(path):
-    "What is wrong with a record that is to be made again, in brackets; '' if there is none."
-    try:
-        read_record(path)
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError) as e:
-        return f" (made again: {e})"
-    return ""
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #58e8dfc3
 def execute(run, notebook, jobs=1, stop=None, patience=1.0):
