@@ -22,6 +22,7 @@ from attentiondrop_nb.layers.relatives import (
 )
 from attentiondrop_nb.layers.released import ReleasedAttentionDrop2d, plane_probability, released_attention_drop2d
 from attentiondrop_nb.layers.removed import _MASKS, energy_removed, given_back, sample_mask, touched_share
+from attentiondrop_nb.method.dropout import neighbours_r2
 
 LIBRARY = (ElementDropout2d, SpatialDropout2d, DropBlock2d)
 LAYERS = (*LIBRARY, ReleasedAttentionDrop2d)
@@ -401,15 +402,17 @@ def test_sample_mask_names_a_bad_argument():
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.integers(2, 7), st.integers(2, 7), st.floats(0.1, 10))
-def test_given_back_is_a_correlation(seed, h, w, scale):
+@given(st.integers(0, 10**6), st.integers(3, 7), st.integers(3, 7), st.floats(0.1, 10))
+def test_given_back_is_lesson_00s_r2_over_the_touched_units(seed, h, w, scale):
     gen = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, 2, h, w, dtype=torch.float64, generator=gen)
-    mask = (torch.rand(x.shape, generator=gen) < 0.7).double() + 0.2 * (torch.rand(x.shape, generator=gen) < 0.3)
-    mask = mask.clamp(max=1)
-    r = given_back(x, mask)
-    assert -1 - 1e-9 <= r <= 1 + 1e-9
-    assert math.isclose(given_back(scale * x, mask), r, abs_tol=1e-6)  # units do not count
+    x = torch.randn(2, 3, h, w, dtype=torch.float64, generator=gen)
+    mask = torch.where(torch.rand(x.shape, generator=gen) < 0.3, torch.rand(x.shape, generator=gen).double(), 1.0)
+    mask[0, 0] = 1  # a plane that nothing was taken from
+    mask[1, 2, 0, 0] = 0.5
+    back = given_back(x, mask)
+    assert back <= 1
+    assert math.isclose(back, neighbours_r2(x, (mask == 1).double()), rel_tol=1e-9, abs_tol=1e-9)
+    assert math.isclose(given_back(scale * x, mask), back, rel_tol=1e-6, abs_tol=1e-6)  # units do not count
 
 
 def test_given_back_does_not_reward_loud_planes():
@@ -419,14 +422,14 @@ def test_given_back_does_not_reward_loud_planes():
     )  # noise around very different means
     mask = torch.ones(32, 32)
     mask[2::4, 2::4] = 0
-    assert abs(given_back(x, mask.expand_as(x))) < 0.03
+    assert abs(given_back(x, mask.expand_as(x)) + 1 / 8) < 0.03
 
 
 def test_measures_at_the_ends():
     x = maps(2, 3, 8, 8)
     one = torch.ones_like(x)
-    assert (touched_share(one), energy_removed(x, one), given_back(x, one)) == (0, 0, 0)
-    assert (touched_share(0 * one), energy_removed(x, 0 * one), given_back(x, 0 * one)) == (1, 1, 0)
+    assert (touched_share(one), energy_removed(x, one)) == (0, 0) and math.isnan(given_back(x, one))
+    assert (touched_share(0 * one), energy_removed(x, 0 * one)) == (1, 1) and given_back(x, 0 * one) <= 0
     assert math.isclose(energy_removed(x, one / 2), 3 / 4, rel_tol=1e-6)
 
 

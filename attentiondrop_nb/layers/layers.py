@@ -31,6 +31,23 @@ FAST_CODE = {  # type of device: the module whose `fast_drop2d` serves it
 }
 _HAS_TRITON = find_spec("triton") is not None
 
+
+class _FastFunctions(ModuleType):
+    """`fast_drop2d` by type of device, imported when first asked for.
+
+    A module, not a plain object: torch.compile looks attributes of a module up while it traces.
+    """
+
+    def __getattr__(self, device_type):
+        if device_type not in FAST_CODE:
+            raise AttributeError(device_type)
+        function = import_module(FAST_CODE[device_type]).fast_drop2d
+        setattr(self, device_type, function)
+        return function
+
+
+_FAST_FUNCTIONS = _FastFunctions("fast_functions")
+
 # %% ../../nbs/2_layers/05_layers.ipynb #ea8d707c
 def _find_fast(x, gamma, backend):
     "The fast code for `x`, or None for the equations. Raises ValueError if `backend` is 'fast' and cannot be."
@@ -58,7 +75,7 @@ def _why_eager(x, gamma):
         return f"there is fast code for {' and '.join(FAST_CODE)} alone"
     return _why_eager_on_cuda(x) if x.is_cuda else _why_eager_on_cpu()
 
-# %% ../../nbs/2_layers/05_layers.ipynb #d1ff929e
+
 def _why_eager_on_cuda(x):
     "The same, for what the kernels of a GPU ask for."
     if not _HAS_TRITON:
@@ -95,23 +112,6 @@ def is_watched():
     if torch.compiler.is_compiling():
         return True
     return torch._C._len_torch_dispatch_stack() + torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
-
-# %% ../../nbs/2_layers/05_layers.ipynb #09cb381c
-class _FastFunctions(ModuleType):
-    """`fast_drop2d` by type of device, imported when first asked for.
-
-    A module, not a plain object: torch.compile looks attributes of a module up while it traces.
-    """
-
-    def __getattr__(self, device_type):
-        if device_type not in FAST_CODE:
-            raise AttributeError(device_type)
-        function = import_module(FAST_CODE[device_type]).fast_drop2d
-        setattr(self, device_type, function)
-        return function
-
-
-_FAST_FUNCTIONS = _FastFunctions("fast_functions")
 
 # %% ../../nbs/2_layers/05_layers.ipynb #d3f04357
 def _drop2d(kind, x, alpha, beta, training, backend, **options):
