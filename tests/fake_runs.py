@@ -7,7 +7,7 @@ import nbformat
 
 from attentiondrop_nb.evidence.grids import plan
 from attentiondrop_nb.training.config import make_config
-from attentiondrop_nb.training.runs import SCHEMA
+from attentiondrop_nb.training.runs import _SCHEMA
 
 PARAMETERS = """
 method: str = "ad"
@@ -45,7 +45,7 @@ for word in own["do"].split():
 
 EPOCH = dict(train_loss=1.0, train_accuracy=0.5, test_loss=1.0, test_accuracy=0.5, lr=0.1, alpha=0.0, seconds=1.0)
 RECORD = dict(
-    schema=SCHEMA,
+    schema=_SCHEMA,
     data=dict(train=10, test=10, classes=["a", "b"], mean=[0.5], std=[0.5]),
     epochs=[EPOCH],
     final=dict(test_accuracy=0.5, train_accuracy=0.5),

@@ -33,7 +33,7 @@ FORKS = """
 import json, os, signal, sys, time, torch, traceback
 from attentiondrop_nb.training import config, datasets, loop, runs
 torch.set_num_threads(1)
-runs.SAVE_SECONDS = 0
+runs._SAVE_SECONDS = 0
 data = datasets.digits()
 
 def kill_at(point, count):
@@ -175,7 +175,7 @@ def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path, forks, method, kil
 
 
 def test_a_full_disk_leaves_the_last_progress_and_no_temporary_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
     config = make_config(QUICK | dict(method="none"))
     sync = os.fsync
     count = []
@@ -296,7 +296,7 @@ def test_leavings_of_the_dead_are_removed_and_nothing_else(tmp_path):
 
 
 def test_a_run_goes_on_on_another_kind_of_device_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
     config = make_config(QUICK | dict(method="none"))
     with pytest.raises(ArithmeticError):
         train(config, folder=tmp_path, progress=False, on_epoch=stop_at(3))
@@ -351,7 +351,7 @@ def test_a_run_of_a_sweep_that_is_killed_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{quick_imports(tmp_path)}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, 4)
-    often = "from attentiondrop_nb.training import runs\nruns.SAVE_SECONDS = 0"
+    often = "from attentiondrop_nb.training import runs\nruns._SAVE_SECONDS = 0"
     notebook.cells.insert(2, nbformat.v4.new_code_cell(often))
     nbformat.write(notebook, tmp_path / "often.ipynb")
     (run,) = plan({"runs": [QUICK | dict(method="ad", epochs=40, cutout=True)]}, tmp_path / "out")
