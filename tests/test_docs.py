@@ -37,12 +37,23 @@ def test_a_cell_keeps_the_directives_that_a_page_knows():
     assert docs.prepare_cell({"cell_type": "code", "source": "#| default_exp a", "outputs": []}, ROOT) is None
 
 
+def test_titles_carry_numbers():
+    assert docs.page_title("Dropout", Path("00_dropout.ipynb")) == "00 · Dropout"
+    assert docs.page_title("Appendix: the explorer", Path("explorer.ipynb")) == "The explorer"
+
+
 def test_links_lead_to_pages_or_to_the_repository():
     lesson = docs.NBS / "1_method" / "00_dropout.ipynb"
-    text = "[a](01_adaptive.ipynb#x) [b](../../LICENSE) [c](http://a.b) [d](#) [f](../experiments/grids/smoke.yaml#L3)"
-    assert docs.to_the_repository(text, lesson) == (
-        f"[a](01_adaptive.ipynb#x) [b]({docs.REPOSITORY}/LICENSE) [c](http://a.b) [d](#) "
-        f"[f]({docs.REPOSITORY}/nbs/experiments/grids/smoke.yaml#L3)"
+    text = "[a](01_adaptive.ipynb#A-B) [b](../../LICENSE) [c](http://a.b) [d](#E) [f](../experiments/train.ipynb)"
+    assert docs.links_of_the_site(text, lesson) == (
+        f"[a](01_adaptive.ipynb#a-b) [b]({docs.REPOSITORY}/LICENSE) [c](http://a.b) [d](#e) "
+        "[f](../experiments/train.ipynb)"
+    )
+
+
+def test_numbers_that_belong_together_stay_on_a_line():
+    assert docs.numbers_together("| 1.2 ± 0.3 | -1 [-0.1, +2] | [1, 2, 3], [a, b] |") == (
+        "| 1.2\u00a0±\u00a00.3 | -1 [-0.1,\u00a0+2] | [1, 2, 3], [a, b] |"
     )
 
 

@@ -153,25 +153,33 @@ def figures_without_alt(path):
     return found
 
 
-def to_the_repository(text, notebook):
-    "Links of a notebook to files that are no pages of the site, as links to the repository."
+def links_of_the_site(text, notebook):
+    "A notebook's links, as the site has them: anchors in small letters, and other files in the repository."
 
     def seen(match):
         path, mark, anchor = match[1].partition("#")
         target = (notebook.parent / path).resolve()
-        if re.match(r"[a-z]+:", path) or not path or not target.exists():
+        if re.match(r"[a-z]+:", path) or not target.exists():
             return match[0]
-        is_page = target.suffix == ".ipynb" and NBS in target.parents
+        is_page = not path or (target.suffix == ".ipynb" and NBS in target.parents)
         if is_page or target.suffix in (".png", ".svg", ".jpg"):
-            return match[0]
+            return f"]({path}{mark}{anchor.lower()})"
         return f"]({REPOSITORY}/{target.relative_to(ROOT)}{mark}{anchor})"
 
     return re.sub(r"\]\(([^)\s]+)\)", seen, text)
 
 
+def numbers_together(text):
+    "A table's text in which `1.2 ± 0.3` and `[-0.1, +0.5]` are not cut at the end of a line."
+    text = text.replace(" ± ", "\u00a0±\u00a0")
+    return re.sub(r"\[([-+−]?[\d.]+), ([-+−]?[\d.]+)\]", "[\\1,\u00a0\\2]", text)
+
+
 def page_title(title, path):
-    "A lesson's title carries its number."
+    "A lesson's title carries its number; that a page is an appendix the sidebar says."
     number = re.match(r"(\d+)_", path.name)
+    name = title.removeprefix("Appendix: ")
+    title = name[0].upper() + name[1:]
     return f"{number[1]} · {title}" if number else title
 
 
@@ -179,14 +187,14 @@ def prepare_cell(cell, notebook):
     "One cell of a processed notebook, as the page shows it; None where it shows nothing."
     source = text_of(cell["source"])
     if cell["cell_type"] == "markdown":
-        return {**cell, "source": to_the_repository(source, notebook)}
+        return {**cell, "source": links_of_the_site(source, notebook)}
     if cell["cell_type"] == "code":
         if not directives(source)[1].strip():
             return None
         for output in cell["outputs"]:
             data = output.get("data", {})
-            if "text/markdown" in data:
-                data["text/markdown"] = to_the_repository(text_of(data["text/markdown"]), notebook)
+            for kind in {"text/markdown", "text/html"} & data.keys():
+                data[kind] = numbers_together(links_of_the_site(text_of(data[kind]), notebook))
         return {**cell, "source": for_the_page(source)}
     return cell
 

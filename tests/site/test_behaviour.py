@@ -79,7 +79,7 @@ PICTURE = """() => [...document.querySelectorAll('.attentiondrop-explorer canvas
 @pytest.mark.skipif(not (NBS / "explorer.js").exists(), reason="there is no explorer in nbs/")
 def test_the_explorer_moves(tab, address):
     tab.goto(address + "explorer.html")
-    slider = tab.locator(".attentiondrop-explorer input[type=range][name=alpha]").first
+    slider = tab.locator(".attentiondrop-explorer input[type=range]:is([name=alpha], #alpha)").first
     slider.wait_for()
     tab.wait_for_function("document.querySelector('.attentiondrop-explorer canvas, .attentiondrop-explorer svg')")
     tab.wait_for_timeout(500)
