@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SITE_READY := $(VENV)/.ready-docs
 RUNS := runs
 # for the packages, and for what builds them
 PINNED := PIP_CONSTRAINT=.github/constraints.txt PIP_BUILD_CONSTRAINT=.github/constraints.txt
@@ -13,7 +14,7 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/matplotlib
 # threads that wait for one another sleep: beside other work, spinning ones take the core from whom they wait for (lesson 15)
 export OMP_WAIT_POLICY ?= passive
 .DEFAULT_GOAL := help
-.PHONY: help demo smoke benchmark check test test-slow test-lowest coverage lint hooks lab export notebooks readme build
+.PHONY: help demo smoke benchmark check test test-slow test-lowest coverage lint hooks lab export notebooks readme build docs docs-test
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -87,3 +88,15 @@ readme: $(READY)  ## write README.md from nbs/index.ipynb
 
 build: $(READY)  ## build the sdist and the wheel into dist/
 	$(BIN)/python -m build
+
+$(SITE_READY): $(READY) tools/docs.py
+	$(PINNED) $(BIN)/python -m pip install -e '.[dev,docs]'
+	$(BIN)/python tools/docs.py assets
+	@touch $@
+
+docs: $(SITE_READY)  ## write the web site of the book into _docs/ (Python 3.11 or newer; nothing is executed)
+	$(BIN)/python tools/docs.py build
+
+docs-test: docs  ## look at every page of the site in a Chromium, which is installed where there is none
+	@$(BIN)/python tools/docs.py browser
+	TEST_SITE=1 $(BIN)/python -m pytest tests/site -q -n 2 --dist worksteal -p no:cacheprovider
