@@ -195,8 +195,15 @@ def prepare_cell(cell, notebook):
             data = output.get("data", {})
             for kind in {"text/markdown", "text/html"} & data.keys():
                 data[kind] = numbers_together(links_of_the_site(text_of(data[kind]), notebook))
-        return {**cell, "source": for_the_page(source)}
+        return {**cell, "source": folded(cell) + for_the_page(source)}
     return cell
+
+
+def folded(cell):
+    "The directive that folds a cell which JupyterLab folds, if it has none of its own."
+    is_hidden = cell.get("metadata", {}).get("jupyter", {}).get("source_hidden")
+    has_mark = re.search(r"^#\|\s*code-fold", text_of(cell["source"]), re.M)
+    return "#| code-fold: true\n" if is_hidden and not has_mark else ""
 
 
 def prepare_notebook(path):
