@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import attentiondrop_nb as ad
 from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES
-from attentiondrop_nb.speed.planes import compiled, find_units
+from attentiondrop_nb.speed.planes import _throw, compiled, find_units
 
 FUNCTIONS = {"am": ad.adaptive_mask_drop2d, "sm": ad.soft_mask_drop2d, "ad": ad.attention_drop2d}
 
@@ -158,3 +158,17 @@ print(sum(sum(loop.stats.cache_misses.values()) for loop in loops))
 def test_one_process_compiles_for_all(tmp_path):
     assert int(run(COUNT, NUMBA_CACHE_DIR=str(tmp_path))[0]) > 0
     assert run(COUNT, NUMBA_CACHE_DIR=str(tmp_path)) == ["0"]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-3, 0.1, 0.5, 0.97, 1.0])
+def test_coins_are_fair_and_know_nothing_of_each_other(alpha):
+    everyone = np.uint64(2**64 - 1)
+    words = [_throw(everyone, alpha, np.uint64(stream), np.uint64(1))[0] for stream in range(20_000)]
+    coins = np.unpackbits(np.array(words, np.uint64).view(np.uint8)).reshape(-1, 64)
+    error = max((alpha * (1 - alpha) / len(coins)) ** 0.5, 1e-12)  # standard error of one position's mean
+    assert abs(coins.mean() - alpha) < 5 * error / 8
+    assert np.abs(coins.mean(0) - alpha).max() < 5 * error  # 64 positions
+    neighbours = (coins[:, 1:] * coins[:, :-1]).mean()
+    assert abs(neighbours - alpha**2) <= 10 * alpha / (63 * len(coins)) ** 0.5
+    variance = 64 * alpha * (1 - alpha)
+    assert abs(coins.sum(1).var() - variance) <= 5 * variance * (2 / len(coins)) ** 0.5

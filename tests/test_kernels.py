@@ -119,6 +119,23 @@ def test_the_threshold_of_lopsided_planes(dtype):
         assert bounds[2].equal(top_beta_threshold(x, beta).flatten())
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("dtype", gpu.STEPS, ids=str)
+def test_the_search_is_exact(dtype, rows):
+    "Ties, zeros of both signs, constant, denormal and huge planes, one or four in a program."
+    x = torch.randn(24, 60, generator=torch.Generator().manual_seed(0))
+    x[1].round_()  # ties
+    x[2].relu_()  # half of them zeros
+    x[3] = 0.7  # constant
+    x[4] = x[4].abs().neg().clamp(max=-0.0)  # negative, with −0
+    x[5] *= 1e-42  # denormal
+    x[6] *= 1e38 / 4  # huge
+    x[7, 0] = 3e38  # one broken unit
+    x = x[:: 3 if rows == 1 else 1].to(DEVICE, dtype).nan_to_num(posinf=6e4, neginf=-6e4)  # 1e38 is no float16
+    for k in (1, 2, 12, 59, 60):
+        assert gpu.search(x, k, rows)[0].equal(x.float().topk(k).values[:, -1]), k
+
+
 # Draws
 
 
@@ -135,8 +152,12 @@ def test_draws_have_their_mean_and_are_new_for_each_seed_and_plane(order):
     a, b = (gpu.drawn_gamma(x, *tensors(0.3, seed), "element").flatten(0, 1) for seed in (5, 2**40 + 5))
     for g in (a, b):
         assert abs(g.mean() - 0.3) < 5 * (0.21 / g.numel()) ** 0.5
-    for p, q in ((a, b), (a[1:], a[:-1])):
+    units = a.flatten(1)  # neighbours, the next quad, and half a plane on
+    pairs = [(a, b), (a[1:], a[:-1]), *((units[:, :-step], units[:, step:]) for step in (1, 4, 512))]
+    for p, q in pairs:
         assert abs(((p - 0.3) * (q - 0.3)).mean()) < 5 * 0.21 / p.numel() ** 0.5
+    ones = (units.sum(1) - 1024 * 0.3) / (1024 * 0.21) ** 0.5  # of each plane, standardised
+    assert abs(ones.var() - 1) < 5 * (2 / len(ones)) ** 0.5
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 3, 3), (3, 5, 16, 16), (1, 33, 6, 5)], ids=str)

@@ -150,7 +150,7 @@ def to_float(key):
 
 STEPS = {torch.bfloat16: 2**16, torch.float16: 2**13, torch.float32: 1}  # between the keys of neighbouring values
 
-# %% ../../nbs/5_speed/27_gpu.ipynb #5a16c7f0
+
 # The same in NumPy, for tests and for the appendix
 def keys(x):
     "Float32 array -> int64 keys."

@@ -253,7 +253,7 @@ def _set_weights(planes, whole, low, high, units, ends, weights, taken):
         taken[p] = total
         first = ends[p]
 
-# %% ../../nbs/5_speed/25_planes.ipynb #ee47d333
+
 class Found(NamedTuple):
     "What Algorithm 1, lines 3-11, finds on some planes."
 
