@@ -22,14 +22,17 @@ _DROPPED = LinearSegmentedColormap.from_list("dropped", ["white", "#E69F00"])  #
 _COLOURS = {"γ": _DROPPED, "M": _DROPPED.reversed()}
 
 
-def show_maps(maps, titles, *, numbers=False, cmap="viridis", size=2.2, vmin=None, vmax=None, kinds="", bar=False):
-    """Draw planes [H, W] (or RGB pictures [H, W, 3]) in a row under their titles.
+def show_maps(maps, titles, *, numbers=False, cmap="viridis", size=2.2, vmin=None, vmax=None, kinds="", bar=False,
+              axes=None):
+    """Draw planes [H, W] (or RGB pictures [H, W, 3]) under their titles, in a row of their own or on the `axes` given.
 
     numbers: write each value in. bar: a colour bar for each plane. kinds: a letter for each panel, "γ" for coins and
     "M" for a mask, in which what is dropped is orange and what is kept white; any other letter, or none: `cmap`.
     """
-    fig, axes = plt.subplots(1, len(maps), figsize=(size * len(maps), 1.15 * size), layout="constrained", squeeze=False)
-    for ax, m, title, kind in zip(axes[0], maps, titles, kinds.ljust(len(maps))):
+    if axes is None:
+        shape = (size * len(maps), 1.15 * size)
+        axes = plt.subplots(1, len(maps), figsize=shape, layout="constrained", squeeze=False)[1][0]
+    for ax, m, title, kind in zip(axes, maps, titles, kinds.ljust(len(maps))):
         look = {"vmin": 0, "vmax": 1} if kind in _COLOURS else {"vmin": vmin, "vmax": vmax}
         image = ax.imshow(m.numpy(), cmap=_COLOURS.get(kind, cmap), **look)
         ax.set_title(title, fontsize=10)
@@ -38,11 +41,11 @@ def show_maps(maps, titles, *, numbers=False, cmap="viridis", size=2.2, vmin=Non
         if numbers:
             _write_values(ax, m, image)
         if bar and m.dim() == 2:
-            fig.colorbar(image, ax=ax, shrink=0.8)
+            ax.figure.colorbar(image, ax=ax, shrink=0.8)
 
-
-def _write_values(ax, m, image, fontsize=9):
-    "Write the value of each pixel on it, dark on light and light on dark, with thin lines between the pixels."
+# %% ../nbs/pictures.ipynb #191df121
+def _write_values(ax, m, image, fontsize=9, short=False):
+    "Write each pixel's value on it, dark on light and light on dark, with thin lines between; `short`: .5, not 0.5."
     rows, columns = m.shape
     ax.set_xticks([k - 0.5 for k in range(1, columns)], minor=True)
     ax.set_yticks([k - 0.5 for k in range(1, rows)], minor=True)
@@ -50,7 +53,10 @@ def _write_values(ax, m, image, fontsize=9):
     ax.tick_params(which="minor", length=0)
     for (i, j), v in zip(torch.cartesian_prod(*map(torch.arange, m.shape)).tolist(), m.flatten().tolist()):
         light = sum(image.to_rgba(v)[:3]) > 1.5
-        ax.text(j, i, f"{v:.3g}", ha="center", va="center", fontsize=fontsize, color="black" if light else "white")
+        text = f"{v:.3g}"
+        if short:
+            text = text.removeprefix("0") or "0"
+        ax.text(j, i, text, ha="center", va="center", fontsize=fontsize, color="black" if light else "white")
 
 # %% ../nbs/pictures.ipynb #2136e478
 _STEPS = {"F": "00", "F̂": "02", "region": "01", "S": "01", "γ": "00", "M": "00", "F'": "00"}  # the lesson that adds it
@@ -83,7 +89,7 @@ def _draw_step(ax, name, f, is_new):
         return
     cmap = _COLOURS.get({"region": "γ", "S": "M"}.get(name, name), "viridis")
     image = ax.imshow(f[0, 0].numpy(), cmap=cmap, vmin=0, vmax=1 if name not in ("F", "F'") else None)
-    _write_values(ax, f[0, 0], image, 8)
+    _write_values(ax, f[0, 0], image, 7.5, short=True)
 
 # %% ../nbs/pictures.ipynb #6d4ea46d
 PHOTOS = {  # what the lessons call a picture: its name in skimage.data
