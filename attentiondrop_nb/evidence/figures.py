@@ -160,8 +160,6 @@ def plot_ablation(runs, name, default):
     return fig
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #44911e3e
-#| code-fold: true
-#| code-summary: "The upper part: a mark for each seed"
 def _draw_values(ax, runs, name):
     "Final training and test accuracy by the values of `name`: a mark for each seed, a bar for their mean."
     looks = {"training": ("training", RED, "s", -0.1), "final": ("test", BLUE, "o", 0.1)}
@@ -174,8 +172,6 @@ def _draw_values(ax, runs, name):
     ax.set_ylabel("accuracy in %")
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #2b3096ba
-#| code-fold: true
-#| code-summary: "The lower part: differences, and an axis for those that are far off"
 def _draw_differences(ax, found, default):
     "{value: `Difference` to the default} in points, with 95 % intervals."
     for at, (value, d) in enumerate(found.items()):
@@ -200,8 +196,6 @@ def _set_scale(ax, low, high):
         ax.set_ylabel("over default\nin points (log)")
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #df636d7b
-#| code-fold: true
-#| code-summary: "Plumbing: a figure is saved twice, for print and for the screen"
 def save_figure(fig, out_dir, name):
     "Write `name`.png and `name`.svg into the folder `out_dir`. Returns their paths."
     paths = [Path(out_dir).expanduser() / f"{name}.{kind}" for kind in ("png", "svg")]
@@ -211,8 +205,6 @@ def save_figure(fig, out_dir, name):
     return paths
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #5b1c7a23
-#| code-fold: true
-#| code-summary: "Plumbing: what figures 3, 6 and 7 measure on networks, as files beside the figures"
 def save_scores(path, scores, runs, **parameters):
     """Write what a figure measured on networks as JSON to `path`; returns the path.
 
@@ -229,8 +221,6 @@ def _digest(kept):
     return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #667ade3e
-#| code-fold: true
-#| code-summary: "Plumbing: such a file is read, its form and its checksum compared"
 @checked
 class _Scores:
     parameters: dict[str, Any]
@@ -270,8 +260,6 @@ def _read_scores(path):
     return kept
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #5b1c7a40
-#| code-fold: true
-#| code-summary: "Plumbing: the paired difference of a score"
 def compare_scores(scores, a, b, name):
     "Paired difference of the score `name` between the rows `a` and `b`, over the seeds of which both have it."
     rows = [{seed: values.get(name) for seed, values in scores.get(row, {}).items()} for row in (a, b)]

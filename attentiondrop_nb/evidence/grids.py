@@ -53,8 +53,6 @@ def expand(grid):
     return sorted(named.values(), key=lambda run: run.get("seed", Config.seed))  # a stable sort
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #579fae05
-#| code-fold: true
-#| code-summary: "What is excluded"
 def _without(runs, blocks):
     "The `runs` that match none of the `blocks`. ValueError on a combination without a run, or if no run is left."
     default = asdict(Config())
@@ -69,8 +67,6 @@ def _without(runs, blocks):
     return runs
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #c4798e61
-#| code-fold: true
-#| code-summary: "The keys of a grid"
 def _not_empty(blocks):
     "`blocks`, if there is one."
     if not blocks:
@@ -97,8 +93,6 @@ def _check_form(grid):
     return check_values(_Grid, {str(key): value for key, value in grid.items()}, noun="key")
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #4ddbf318
-#| code-fold: true
-#| code-summary: "What is wrong with a block: its names, then its values"
 def _block_faults(block):
     "Sentences on what is wrong with the names of a block, and on lists that are none to sweep."
     known = [parameter.name for parameter in fields(Config)]
@@ -130,8 +124,6 @@ def _faults(check, *values):
     return []
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #6653a9fe
-#| code-fold: true
-#| code-summary: "Values as they are spelt, and how many runs a grid may have"
 def _spelt(block):
     "A block in order, its values as `Config` spells them: so 1 is True nowhere, and 'layer2 layer1' no other run."
     spell = lambda name, value: getattr(check_values(Config, {name: value}), name)
@@ -150,8 +142,6 @@ def _check_count(blocks):
         raise ValueError(f"the grid has {count} runs; at most {_MOST} are taken: make the lists shorter")
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #2b7d30d3
-#| code-fold: true
-#| code-summary: "The grid in a file; what to install for it"
 def check_installed(extra, *modules):
     "Raise ImportError saying which extra to install unless all `modules` are there."
     missing = [name for name in modules if find_spec(name) is None]
@@ -178,8 +168,6 @@ def read_grid(path):
         raise ValueError(f"{path} is not a YAML file that can be read: {why}") from e
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #c6c0905e
-#| code-fold: true
-#| code-summary: "A reader of YAML without the two traps"
 def _grid_loader():
     "A YAML loader that reads 1e-3 as a number, and refuses a key that is no name or stands in a mapping twice."
     import yaml
@@ -202,8 +190,6 @@ def _grid_loader():
     return Loader
 
 # %% ../../nbs/4_evidence/22_grids.ipynb #7808550a
-#| code-fold: true
-#| code-summary: "A file whose aliases would multiply without end"
 def _count_values(node, known, above=()):
     "How many values a node of YAML has, one that is named again (*a) again. Raises ValueError if that is too many."
     if id(node) in above:

@@ -80,8 +80,6 @@ def activation_counts(x: Tensor, edges=SCALES) -> Tensor:
 DEPTHS = tuple(f"layer{k}.1.bn2" for k in range(1, 5))  # the last batch norm of each stage
 
 # %% ../../nbs/4_evidence/18_objects.ipynb #32a8ff4b
-#| code-fold: true
-#| code-summary: "Plumbing: the runs whose weights were kept, and what a figure says where there are none"
 def find_runs(runs_dir) -> dict:
     "{folder: record} of the runs in `runs_dir` with a checkpoint that did not diverge; {} if there is no such folder."
     paths = sorted(Path(runs_dir).expanduser().glob("*/record.json"))

@@ -61,8 +61,6 @@ def sampling_error(p, n):
     return math.sqrt(p * (1 - p) / n)
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a32
-#| code-fold: true
-#| code-summary: "Plumbing: a difference as text"
 def points(d):
     "A `Difference` of shares in percentage points, '+0.40 [+0.15, +0.65]'; '-' where there is no interval."
     if math.isnan(d.low):
@@ -79,8 +77,6 @@ def decimals(d):
     return f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a35
-#| code-fold: true
-#| code-summary: "Plumbing: how many runs and pairs stand behind a number, as text"
 def count(n, diverged=0):
     "'3', or '3 (1 diverged)'."
     return f"{n} ({diverged} diverged)" if diverged else str(n)
@@ -93,8 +89,6 @@ def told(name, d, show=points, paper=None):
     return f"{name}: {found}" + ("" if paper is None else f" (paper {paper:+.2f})")
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a16
-#| code-fold: true
-#| code-summary: "Plumbing: a row of the claims, and a table as Markdown"
 def claim_row(says, measured, found, said=None, show=points, paper=None):
     """The cells of one claim, as text.
 

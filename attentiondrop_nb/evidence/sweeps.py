@@ -44,8 +44,6 @@ def _run_locally(work, items, jobs, tick):
             pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #f46eabc7
-#| code-fold: true
-#| code-summary: "No run that would not end in time"
 def _within(seconds, work):
     "`work(item, stop)` for items that would end `seconds` from now, if each took as long as the slowest so far."
     end = time.perf_counter() + seconds
@@ -62,8 +60,6 @@ def _within(seconds, work):
     return work_in_time
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #66a6ddf3
-#| code-fold: true
-#| code-summary: "The bar or the lines; the notebook that makes a run"
 class _Progress:
     "A bar on a terminal, elsewhere a line for each run that has ended. Keeps the outcomes."
 
@@ -127,8 +123,6 @@ def _done_before(runs):
     return outcomes
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #571e9ca8
-#| code-fold: true
-#| code-summary: "Has the data changed?"
 def _data_change(run, known):
     "How the files of a done run's data set differ from what its record says; '' if they do not, or are not here."
     config = make_config(run.parameters)
@@ -166,8 +160,6 @@ def sweep(runs, notebook, jobs=1, name="sweep", ray_address=None, gpus_per_run=N
     return before + progress.outcomes
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #e2ac77ce
-#| code-fold: true
-#| code-summary: "The options of the command"
 def _make_parser():
     "The command line."
     parser = argparse.ArgumentParser(
@@ -191,8 +183,6 @@ def _make_parser():
     return parser
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #8e9bac67
-#| code-fold: true
-#| code-summary: "The arguments of a call"
 def _parse(argv):
     "The arguments of a call; exits with 2 if they are not in order."
     parser = _make_parser()
@@ -207,8 +197,6 @@ def _parse(argv):
     return args
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #f91c9a98
-#| code-fold: true
-#| code-summary: "What is printed: the runs and their states, and how it ended"
 def listing(runs):
     "A line for each run: its state, its name, and its parameters that are not at their default."
     default = asdict(Config())
@@ -229,8 +217,6 @@ def _report(name, outcomes, log):
     return set(states) <= {"done"}
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #a04cb4dc
-#| code-fold: true
-#| code-summary: "What is checked before anything runs"
 def _prepare(args):
     "What a call asks for, all of it checked -> name, runs, notebook, notebooks to draw. Raises if it is not in order."
     grid = read_grid(args.grid)
@@ -253,8 +239,6 @@ def _prepare(args):
     return name, runs, notebook, todo
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #0414b3f3
-#| code-fold: true
-#| code-summary: "The runs, then the notebooks"
 def _run_all(args, name, runs, notebook, todo):
     "Make the runs, then the notebooks; print how it went. Returns the exit code."
     out = Path(args.out)
@@ -267,8 +251,6 @@ def _run_all(args, name, runs, notebook, todo):
     return 0 if good else 1
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #51d11f2a
-#| code-fold: true
-#| code-summary: "The command"
 def main(argv=None):
     "The command `attentiondrop-sweep` -> its exit code."
     args = _parse(argv)
@@ -295,8 +277,6 @@ def main(argv=None):
         return 130
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #a521a636
-#| code-fold: true
-#| code-summary: "Ray: a task, a knock at the door (Ray itself would try for minutes), and an ended task"
 def _execute_in(folder, run, notebook):
     "A task on a cluster: `execute` in the folder of the sweep, with patience for the lock of a machine that died."
     os.chdir(folder)
@@ -322,8 +302,6 @@ def _ray_outcome(ref, run):
         return Outcome(run.name, "failed", f"{type(e).__name__}: {str(e).strip().splitlines()[-1]}")
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #b78470d0
-#| code-fold: true
-#| code-summary: "Ray: connect to a cluster"
 def _start_ray(address, gpus_per_run):
     "Connect to a cluster -> the remote task. Raises ConnectionError if there is none."
     check_installed("cluster", "ray")
@@ -342,8 +320,6 @@ def _start_ray(address, gpus_per_run):
     return ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=10, retry_exceptions=False)(_execute_in)
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #2c41ac7f
-#| code-fold: true
-#| code-summary: "Ray: the driver sends the tasks and waits"
 def _run_on_ray(runs, notebook, address, gpus_per_run, tick):
     "Make the runs as tasks of a Ray cluster; `tick` as in `_run_locally`. All tasks are ended with the sweep."
     task = _start_ray(address, gpus_per_run)
@@ -363,8 +339,6 @@ def _run_on_ray(runs, notebook, address, gpus_per_run, tick):
         ray.shutdown()
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #2bc49864
-#| code-fold: true
-#| code-summary: "Tables and figures: which notebooks, with which parameters"
 _NOT_DRAWN = ("train.ipynb", "benchmark.ipynb")  # one run; timings of a GPU
 
 
@@ -388,8 +362,6 @@ def figures(folder, out, wanted, data_dir=None):
     return {path: {k: v for k, v in values.items() if k in names} for path, names in known.items()}
 
 # %% ../../nbs/4_evidence/24_sweeps.ipynb #7c4eb053
-#| code-fold: true
-#| code-summary: "Tables and figures: run the notebooks, who reads scores last"
 def _draw_one(path, parameters, kept, jobs, stop):
     "Run a table or figure notebook and keep it in the folder `kept` -> `Outcome`."
     start = time.perf_counter()

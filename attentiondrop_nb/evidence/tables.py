@@ -24,8 +24,6 @@ from ..training.config import METHODS, SAME_RUN, Config, make_config, run_name
 from ..training.runs import read_record
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #1bfb827e
-#| code-fold: true
-#| code-summary: "The simulation"
 def _simulated_accuracies(config):
     "Test and training accuracy by epoch, MADE UP: a curve that rises to a plateau."
     gain = {"dropblock": 0.002, "am": 0.001, "sm": 0.003, "ad": 0.005}.get(config.method, 0)
@@ -233,8 +231,6 @@ def _order(runs, paper):
     return first + [Row(*key) for key in runs.groupby(_ROW, observed=True).groups if key not in first]
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #40920288
-#| code-fold: true
-#| code-summary: "The sentences below a table"
 def caption(runs, wanted=(), grid=None):
     "Markdown on the runs of one table; which of the rows `wanted` have no runs, and the `grid` that makes them."
     present = list(runs.groupby(_ROW, observed=True).groups)
@@ -357,8 +353,6 @@ def ablation_table(runs, name, default):
     return text.set_axis(text.index.map(str).rename(None))
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #a389482c
-#| code-fold: true
-#| code-summary: "Plumbing: all records in a folder"
 def load_records(records_dir):
     """All records in a folder, `*.json` and `*/record.json`; hidden ones, and what is no record, are passed over.
 
@@ -386,8 +380,6 @@ def load_records(records_dir):
     return records
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #2f887e49
-#| code-fold: true
-#| code-summary: "Plumbing: is a file a record?"
 def _is_record(path):
     "Is a file a record by its name, or by how it begins? If so, it has to be whole."
     if path.name == "record.json" or re.search(r"-w\d+-e\d+-s\d+-[0-9a-f]{8}\.json$", path.name):

@@ -47,8 +47,6 @@ def state(run):
     return "failed" if lines and lines[-1].startswith(_FAILED) else "interrupted"
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #d24a453c
-#| code-fold: true
-#| code-summary: "The lock of a folder"
 def _take_lock(file, shared=False):
     "Lock an open file if no other process has it locked; True if that worked."
     import fcntl  # Linux and macOS
@@ -78,8 +76,6 @@ def _lock(folder, patience=1.0):
         yield file if held else None
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #c3fbbe29
-#| code-fold: true
-#| code-summary: "A share of the cores; how a process is ended"
 def _child_environment(jobs):
     "The environment of one of `jobs` runs at once: a share of the cores, threads that sleep, pictures in notebooks."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -98,8 +94,6 @@ def _end(process, patience=5):
         return process.wait()
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #14c12a50
-#| code-fold: true
-#| code-summary: "The command for papermill, and the Python it runs"
 def _papermill_command(notebook, output, parameters):
     "The command that runs a notebook with `parameters` and keeps it as `output`."
     import yaml
@@ -119,8 +113,6 @@ def _own_kernel():
         yield {"JUPYTER_PATH": os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))}
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #e15e317f
-#| code-fold: true
-#| code-summary: "A notebook in a process of its own"
 def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold=()):
     """Run a notebook in a process of its own -> its exit code. It is ended if `stop` is set, or on Ctrl-C.
 
@@ -144,8 +136,6 @@ def call_papermill(notebook, output, parameters, log, *, jobs=1, stop=None, hold
     return code
 
 # %% ../../nbs/4_evidence/23_worker.ipynb #7d724007
-#| code-fold: true
-#| code-summary: "How a run ended, and why"
 class Outcome(NamedTuple):
     "How a run of a sweep ended: 'done', 'failed', 'interrupted' or 'elsewhere' (another process runs it)."
 

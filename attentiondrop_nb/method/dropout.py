@@ -71,8 +71,6 @@ def apply_mask(x: Tensor, mask: Tensor, rescale: str = "none") -> Tensor:
     return (x * weight).to(x.dtype)  # F' = M ⊙ F · scale
 
 # %% ../../nbs/1_method/00_dropout.ipynb #f6037cd5
-#| code-fold: true
-#| code-summary: "Two helpers: planes without NaN or Inf, and the dtype we calculate in"
 def _finite_planes(x):
     "True [N, C, 1, 1] where a plane of `x` is free of NaN and Inf, and its max − min fits the dtype."
     low = x.amin((2, 3), keepdim=True)
