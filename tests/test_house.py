@@ -9,7 +9,7 @@ from checkout import ROOT, files
 PACKAGE = "attentiondrop_nb"
 NOTEBOOKS = files("nbs", ".ipynb")
 MODULES = [p for p in files(PACKAGE, ".py") if p.name not in ("__init__.py", "_modidx.py")]
-LONGEST_LINE, LONGEST_FUNCTION, MOST_NAMES, MOST_NAMES_IN_ALL = 120, 25, 25, 261
+LONGEST_LINE, LONGEST_FUNCTION, MOST_NAMES, MOST_NAMES_IN_ALL = 120, 25, 25, 262
 
 
 def name(path):
