@@ -77,7 +77,7 @@ def show_steps(planes, new):
         ax.text(1.14, 0.5, "+" if name == "S" else "→", transform=ax.transAxes, ha="center", va="center",
                 fontsize=15, color=colour)
 
-
+# %% ../nbs/pictures.ipynb #4f582170
 def _draw_step(ax, name, f, is_new):
     "One panel of `show_steps`."
     ax.set(xticks=[], yticks=[], box_aspect=1)
