@@ -255,3 +255,46 @@ def test_a_cell_fits_on_a_screen(path):
         lines = [line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         one_class = any(isinstance(node, ast.ClassDef) for node in ast.parse(source).body)  # a class is one cell
         assert len(lines) <= LONGEST_CELL or one_class or PARAMETERS in source, source[:200]
+
+
+LESSONS = sorted((p for p in NOTEBOOKS if re.match(r"\d+_", p.name)), key=lambda p: p.name)
+
+
+def cells_of(path, kind):
+    "The sources of a notebook's cells of a `kind`."
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_a_lesson_can_be_opened_in_colab_and_leads_to_its_neighbours(path):
+    first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+    assert 'if "google.colab" in sys.modules' in first and "pip install" in first
+    texts = cells_of(path, "markdown")
+    assert f"/blob/main/{name(path)})" in texts[1] + texts[2]
+    at = LESSONS.index(path)
+    neighbours = [LESSONS[i].name for i in (at - 1, at + 1) if 0 <= i < len(LESSONS)]
+    assert texts[-1].startswith("←") and all(f"{other})" in texts[-1] for other in neighbours)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_a_lesson_ends_with_what_we_know_and_exercises_that_check(path):
+    texts = cells_of(path, "markdown")
+    code = cells_of(path, "code")
+    assert any("## What we know now" in text for text in texts)
+    checks = set(re.findall(r"^(check_\w+) = exercise\(", "\n".join(code), re.M))
+    asked = {check for check in checks if any(re.search(rf"^{check}\(.+\);$", cell, re.M) for cell in code)}
+    solved = {check for check in checks if any(re.search(rf"assert .*{check}\(", cell) for cell in code)}
+    assert len(checks) >= 3 and asked == checks and solved == checks, (checks, asked, solved)
+
+
+@pytest.mark.parametrize("path", [p for p in LESSONS if p.parent.name != "5_speed"], ids=name)
+def test_a_lesson_has_about_as_much_prose_as_code(path):
+    ratio = len(cells_of(path, "markdown")) / len(cells_of(path, "code"))
+    assert 0.6 <= ratio <= 1.3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_every_figure_says_what_it_shows(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+            assert re.search(r"^#\| fig-alt: .{20,}", "".join(cell["source"]), re.M), "".join(cell["source"])[:200]
