@@ -1,5 +1,6 @@
 "What a user of `pip install` gets, and that the package is what the notebooks export."
 import os
+import importlib
 import runpy
 import shutil
 import subprocess
@@ -121,6 +122,8 @@ def test_installed_wheel_imports_with_torch_alone_and_works(wheel, tmp_path):
 
 @pytest.mark.parametrize("version", [(3, 9, 18), (3, 15, 0)])
 def test_another_python_ends_with_a_sentence_that_names_the_range(monkeypatch, version):
+    for name in ("setuptools", "packaging.version"):  # what setup.py loads, loaded as the Python that this is
+        importlib.import_module(name)
     monkeypatch.setattr(sys, "version_info", version)
     with pytest.raises(SystemExit, match="needs Python 3.10 to 3.14"):
         runpy.run_path(str(ROOT / "setup.py"))
