@@ -1,6 +1,6 @@
 "What a user of `pip install` gets, and that the package is what the notebooks export."
-import os
 import importlib
+import os
 import runpy
 import shutil
 import subprocess
