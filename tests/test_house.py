@@ -294,6 +294,12 @@ def test_a_lesson_has_about_as_much_prose_as_code(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_title_cell_has_a_title_and_one_line(path):
+    "The site makes front matter of it, so anything more in this cell would be lost there."
+    assert re.fullmatch(r"# .+\n\n> .+", cells_of(path, "markdown")[0])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_every_figure_says_what_it_shows(path):
     for cell in json.loads(path.read_text())["cells"]:
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):

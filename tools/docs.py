@@ -178,6 +178,8 @@ def numbers_together(text):
 def page_title(title, path):
     "A lesson's title carries its number; that a page is an appendix the sidebar says."
     number = re.match(r"(\d+)_", path.name)
+    if path.name == "index.ipynb":  # the library's name, as it is spelt
+        return title
     name = title.removeprefix("Appendix: ")
     title = name[0].upper() + name[1:]
     return f"{number[1]} · {title}" if number else title
