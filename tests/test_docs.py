@@ -51,6 +51,10 @@ def test_links_lead_to_pages_or_to_the_repository():
     )
 
 
+def test_an_anchor_of_jupyter_is_one_of_the_site():
+    assert docs.site_anchor("Rescaling:-Eq.-9-as-printed,-and-otherwise") == "rescaling-eq.-9-as-printed-and-otherwise"
+
+
 def test_numbers_that_belong_together_stay_on_a_line():
     assert docs.numbers_together("| 1.2 ± 0.3 | -1 [-0.1, +2] | [1, 2, 3], [a, b] |") == (
         "| 1.2\u00a0±\u00a00.3 | -1 [-0.1,\u00a0+2] | [1, 2, 3], [a, b] |"

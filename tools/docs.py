@@ -153,8 +153,13 @@ def figures_without_alt(path):
     return found
 
 
+def site_anchor(anchor):
+    "JupyterLab's anchor of a heading (its text, with hyphens) as the site writes it: small letters, no marks."
+    return re.sub(r"[^\w.-]", "", anchor.lower())
+
+
 def links_of_the_site(text, notebook):
-    "A notebook's links, as the site has them: anchors in small letters, and other files in the repository."
+    "A notebook's links, as the site has them: its own anchors, and other files in the repository."
 
     def seen(match):
         path, mark, anchor = match[1].partition("#")
@@ -163,7 +168,7 @@ def links_of_the_site(text, notebook):
             return match[0]
         is_page = not path or (target.suffix == ".ipynb" and NBS in target.parents)
         if is_page or target.suffix in (".png", ".svg", ".jpg"):
-            return f"]({path}{mark}{anchor.lower()})"
+            return f"]({path}{mark}{site_anchor(anchor)})"
         return f"]({REPOSITORY}/{target.relative_to(ROOT)}{mark}{anchor})"
 
     return re.sub(r"\]\(([^)\s]+)\)", seen, text)
