@@ -122,8 +122,8 @@ def register_method(name, make, **options):
 def _method(name):
     "`name`, if it is that of a method; yours may have come later than `Config`."
     if name not in METHODS:
-        hint = _near(name, METHODS)
-        raise ValueError("; ".join(filter(None, [f"one of {', '.join(map(repr, METHODS))} is needed", hint])))
+        hint = _near(name, METHODS) or "one of your own is registered first, see register_method"
+        raise ValueError(f"one of {', '.join(map(repr, METHODS))} is needed; {hint}")
     return name
 
 # %% ../../nbs/3_training/14_config.ipynb #c0d7b257
