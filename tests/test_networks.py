@@ -378,6 +378,7 @@ class Odd(nn.Module):
         self.flat = nn.Flatten()
         self.pool = nn.MaxPool2d(2, return_indices=True)
         self.blocks = nn.ModuleList([nn.ReLU()])
+        self.holder = nn.Module()
         self.same = self.conv
 
     def forward(self, x):
@@ -389,9 +390,10 @@ class Odd(nn.Module):
     "places, error, says",
     [
         ({"blocks.1": ad.AttentionDrop2d}, ValueError, ["Odd has no submodule 'blocks.1'", "'blocks.0'"]),
-        ({"xyz": ad.AttentionDrop2d}, ValueError, ["'xyz'", "'conv', 'flat', 'pool', 'blocks'"]),
+        ({"xyz": ad.AttentionDrop2d}, ValueError, ["'xyz'", "'conv', 'flat', 'pool', 'blocks', 'holder'"]),
         ({3: ad.AttentionDrop2d}, ValueError, ["no submodule 3"]),
         ({"blocks": ad.AttentionDrop2d}, ValueError, ["'blocks' is a ModuleList", "never called"]),
+        ({"holder": ad.AttentionDrop2d}, ValueError, ["'holder' is a Module", "never called"]),
         ({"conv": ad.AttentionDrop2d, "same": ad.AttentionDrop2d}, ValueError, ["'conv' and 'same'"]),
         ({"conv": ad.AttentionDrop2d()}, TypeError, ["'conv'", "a function that makes a layer"]),
         ({"conv": 0.1}, TypeError, ["'conv': 0.1", "a function that makes a layer"]),
@@ -405,6 +407,28 @@ def test_a_bad_place_is_one_error_and_attaches_nothing(places, error, says):
     with pytest.raises(error) as e:
         attach(model, {"blocks.0": ad.AttentionDrop2d} | places)
     assert all(text in str(e.value) for text in says) and not hooks(model)
+
+
+@pytest.mark.parametrize("places", [["conv"], "conv", [("conv", ad.AttentionDrop2d)], None])
+def test_places_are_a_dict(places):
+    with pytest.raises(TypeError, match="places is .*; a dict is needed, e.g. {'layer1': AttentionDrop2d}"):
+        attach(Odd(), places)
+
+
+def test_a_dict_of_modules_with_a_forward_of_its_own_is_a_place():
+    "The dense blocks of torchvision's and timm's DenseNet are such."
+
+    class Dense(nn.ModuleDict):
+        def forward(self, x):
+            return torch.cat([x, *(layer(x) for layer in self.values())], 1)
+
+    model = nn.Sequential(Dense({"same": nn.Identity()}))
+    attach(model, {"0": lambda: ad.AttentionDrop2d(1.0, 100.0, rescale="none")})
+    x = torch.tensor([[[[0.0, 1.0], [2.0, 4.0]]]])
+    by_hand = torch.tensor([[0.0, 0.75], [1.0, 0.0]])  # 1 · 3/4, 2 · 2/4, 4 · 0/4
+    assert model(x).equal(by_hand.expand(1, 2, 2, 2))
+    densenet = torchvision.models.densenet121(weights=None)
+    assert len(attach(densenet, {"features.denseblock1": ad.AttentionDrop2d}).layers) == 1
 
 
 def test_a_taken_place():
