@@ -72,8 +72,8 @@ benchmark: $(READY)  ## time the layer and the training loop on this machine (CP
 	  -p out_dir $(RUNS)/benchmark -p record $(RUNS)/benchmark.json
 	@echo 'notebook       $(RUNS)/benchmark.ipynb'
 
-lab: $(READY)  ## open JupyterLab on nbs/
-	$(BIN)/jupyter lab nbs
+lab: $(READY)  ## open JupyterLab at the front page of the book
+	$(BIN)/jupyter lab nbs --LabApp.default_url=/lab/tree/index.ipynb
 
 export: $(READY)  ## clean the notebooks and write the package from them
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
