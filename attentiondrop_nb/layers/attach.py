@@ -65,8 +65,8 @@ def attach(model: nn.Module, places: Mapping[str, Callable[[], nn.Module]]) -> A
 
     places: name of a submodule, as in `model.named_modules()`, -> what makes its layer. Layers work while their
     submodule trains; the keys of state_dict stay. Raises ValueError on an unknown name (with near ones) or a taken
-    place, TypeError on no dict or no maker; then nothing is attached. What torch.compile has compiled so far is compiled anew.
-    To copy a model with its handle: `deepcopy((model, handle))`.
+    place, TypeError on no dict or no maker; then nothing is attached. What torch.compile has compiled so far is
+    compiled anew. To copy a model with its handle: `deepcopy((model, handle))`.
     """
     if not isinstance(places, Mapping):
         raise TypeError(f"places is {places!r}; a dict is needed, e.g. {{'layer1': AttentionDrop2d}}")
@@ -96,7 +96,7 @@ def _check_hosts(hosts):
     It is never called, has one already, or is there under two names.
     """
     for name, host in hosts.items():
-        if getattr(host.forward, "__func__", None) is nn.Module.forward:  # it has no forward of its own
+        if getattr(host.forward, "__func__", None) is nn.Module.forward:  # it has none of its own
             kind = type(host).__name__
             raise ValueError(f"{name!r} is a {kind}, which holds submodules and is never called; name one of them")
         if any(isinstance(hook, _DropHook) for hook in host._forward_hooks.values()):
