@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import attentiondrop_nb as ad
 from attentiondrop_nb.checks import FLOATS
-from attentiondrop_nb.layers.layers import FAST_CODE
+from attentiondrop_nb.layers.layers import _FAST_CODE
 from attentiondrop_nb.method.adaptive import shape_mask, top_beta_threshold
 from attentiondrop_nb.method.dropout import GRANULARITIES, RESCALES, apply_mask, sample_gamma
 from attentiondrop_nb.method.soft import min_max_normalize
@@ -491,8 +491,8 @@ def in_a_fresh_process(code):
 
 
 def test_fast_code_is_a_table_of_names():
-    assert set(FAST_CODE) == {"cpu", "cuda"}
-    assert all(type(name) is str and name.startswith("attentiondrop_nb.speed.") for name in FAST_CODE.values())
+    assert set(_FAST_CODE) == {"cpu", "cuda"}
+    assert all(type(name) is str and name.startswith("attentiondrop_nb.speed.") for name in _FAST_CODE.values())
 
 
 def test_fast_code_is_imported_at_its_first_use():

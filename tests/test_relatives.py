@@ -15,10 +15,10 @@ from attentiondrop_nb.layers.relatives import (
     DropBlock2d,
     ElementDropout2d,
     SpatialDropout2d,
+    _element_dropout2d,
+    _spatial_dropout2d,
     cutout,
     drop_block2d,
-    element_dropout2d,
-    spatial_dropout2d,
 )
 from attentiondrop_nb.layers.released import ReleasedAttentionDrop2d, plane_probability, released_attention_drop2d
 from attentiondrop_nb.layers.removed import _MASKS, energy_removed, given_back, sample_mask, touched_share
@@ -26,7 +26,7 @@ from attentiondrop_nb.method.dropout import neighbours_r2
 
 LIBRARY = (ElementDropout2d, SpatialDropout2d, DropBlock2d)
 LAYERS = (*LIBRARY, ReleasedAttentionDrop2d)
-FUNCTIONS = (element_dropout2d, spatial_dropout2d, drop_block2d, released_attention_drop2d)
+FUNCTIONS = (_element_dropout2d, _spatial_dropout2d, drop_block2d, released_attention_drop2d)
 METHODS = list(_MASKS)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
