@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NONE', 'CUTOUT', 'DROPBLOCK', 'AM', 'SM', 'AD', 'BOTH', 'PAPER', 'CLAIMS', 'runs_frame', 'setting', 'settings', 'Row',
-           'compare', 'caption', 'paper_tables', 'command', 'set_aside', 'judge', 'cutout_share', 'ablation',
-           'ablation_table', 'load_records']
+           'compare', 'caption', 'paper_tables', 'command', 'set_aside', 'row_claims', 'runs_needed', 'answer',
+           'ablation', 'ablation_table', 'load_records']
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #bdbb72e1
 import math
@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from .statistics import Difference, count, paired_difference, points
-from .statistics import sampling_error, told, verdict
+from .statistics import Claim, count, holm, paired_difference, points, sampling_error, verdict
 from ..training.config import METHODS, SAME_RUN, Config, make_config, run_name
 from ..training.runs import read_record
 
@@ -304,41 +304,56 @@ CLAIMS = {  # each a list of (better, worse)
 }
 
 
-def judge(claims, runs, paper=None, column="final"):
-    "Markdown: one sentence for each of `claims`, {text: [(better row, worse row), ...]}."
-    if not len(runs):
-        return f"* No records: none of {len(claims)} claims can be told."
-    lines = []
-    for claim, pairs in claims.items():
-        found = [compare(runs, a, b, column) for a, b in pairs]
-        shown = "; ".join(_evidence(a, b, d, paper or {}) for (a, b), d in zip(pairs, found))
-        lines.append(f"* *{claim}*: **{verdict(*found)}**. {shown}.")
-    return "\n".join(lines)
-
-
-def _evidence(a, b, d, paper):
-    "`told` of the rows `a` and `b`, with the difference of their means in `paper`, {row: (mean, ±)}, if it has both."
-    return told(f"{a} − {b}", d, paper=paper[a][0] - paper[b][0] if a in paper and b in paper else None)
+def row_claims(claims, runs, paper=None, column="final", measured="test accuracy, points"):
+    "A list of `Claim`s: {text: [(better row, worse row), ...]} on the `runs`, beside `paper`, {row: (mean, ±)}."
+    return [
+        Claim(
+            text, measured, {f"{a} − {b}": compare(runs, a, b, column) for a, b in pairs},
+            paper={f"{a} − {b}": paper[a][0] - paper[b][0] for a, b in pairs if {a, b} <= (paper or {}).keys()},
+        )
+        for text, pairs in claims.items()
+    ]
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf12
-def cutout_share(runs, paper=None):
-    "Markdown: what AD + Cutout gains over the network alone, and how much of that Cutout alone brings."
-    text = _share(compare(runs, BOTH, NONE), compare(runs, CUTOUT, NONE), compare(runs, BOTH, CUTOUT))
-    if {BOTH, CUTOUT, NONE} <= (paper or {}).keys():
-        gain, cut = (paper[row][0] - paper[NONE][0] for row in (BOTH, CUTOUT))
-        text += f" In the paper: {gain:+.2f} and {cut:+.2f}, so {cut / gain:.0%}."
-    return "* *How much of AD + Cutout is Cutout*: " + text
+_RIVALS = (DROPBLOCK, Row("dropout", False), CUTOUT)
 
 
-def _share(total, alone, rest):
-    "Sentences on what AD + Cutout gains in `total`, Cutout `alone`, and AD over Cutout, as `Difference`s."
-    if math.isnan(total.low) or math.isnan(alone.low):
-        return f"**{verdict(Difference(0, math.nan, math.nan, min(total.n, alone.n)))}**."
-    gains = f"AD + Cutout gains {points(total)} points over ResNet-18, Cutout alone {points(alone)}"
-    part = "The whole gain is not above 0 for certain, so no share is given."
-    if total.low > 0:
-        part = f"So Cutout alone brings {alone.mean / total.mean:.0%} of the mean gain."
-    return f"{gains}; AD adds {points(rest)} to Cutout. {part}"
+def runs_needed(d, gain):
+    "How many pairs that scatter like those of a `Difference` it takes for half its interval to be below `gain`."
+    scatter = (d.high - d.mean) * math.sqrt(d.n) / stats.t.ppf(0.975, d.n - 1)
+    return next(n for n in range(2, 10**7) if stats.t.ppf(0.975, n - 1) * scatter / math.sqrt(n) < gain)
+
+
+def _trained(runs):
+    "What was trained, and where, in words."
+    first = runs.iloc[0]
+    machine = first["trained_on"].split(",")[0].replace("cpu", "CPU")
+    size = f"width {first['width']}, {first['train_images']} images, {first['epochs']} epochs"
+    return f"{first['dataset'].upper().replace('CIFAR', 'CIFAR-')}, ResNet-18, {size}, {machine}"
+
+
+def _survivors(found):
+    "Which of the {row: `Difference`} leave out 0 after Holm's correction, in words."
+    p = {row: p for row, d in found.items() if not math.isnan(p := Claim("", "", {"": d}).p())}
+    sure = [str(row) for row, value in zip(p, holm(list(p.values()))) if value < 0.05]
+    return f"0 is left out by {', '.join(sure)} of these" if sure else "0 is left out by none of these"
+
+# %% ../../nbs/4_evidence/20_tables.ipynb #857bdf13
+def answer(runs, gain):
+    "Markdown: does AttentionDrop help in the `runs` of one setting? `gain`: the paper's, in points."
+    found = {row: compare(runs, row, NONE) for row in (AD, *_RIVALS)}
+    ad, *others = found.values()
+    said = {"holds": "helps", "does not hold": "harms"}.get(verdict(ad), "neither helps nor harms for certain")
+    beside = ", ".join(f"{row} by {points(d)}" for row, d in zip(_RIVALS, others) if not math.isnan(d.low))
+    if math.isnan(ad.low):
+        return f"Whether AttentionDrop helps {verdict(ad)} ({_trained(runs)})."
+    return (
+        f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
+        f"{points(ad)} points{', ' + beside if beside else ''}. Brackets are 95 % intervals of the difference within a "
+        f"seed, from {ad.n} seeds; corrected for their number, {_survivors(found)}. The paper's gain is "
+        f"{gain:+.2f}: at this scatter it takes {runs_needed(ad, abs(gain))} seeds to show it, and a wide network, "
+        "trained for long on all images, may answer otherwise."
+    )
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #5fe48eed
 def ablation(runs, name):
@@ -356,17 +371,12 @@ def ablation_table(runs, name, default):
 def load_records(records_dir):
     """All records in a folder, `*.json` and `*/record.json`; hidden ones, and what is no record, are passed over.
 
-    Raises FileNotFoundError without the folder, ValueError on a damaged record, and if a run is there twice.
+    records_dir: the folder, or several with blanks between them: 'records records/small'. Raises FileNotFoundError
+    without one of them, ValueError on a damaged record, and if a run is there twice.
     """
-    folder = Path(records_dir).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"parameter 'records_dir' is {str(records_dir)!r}, no folder here; give the folder that holds the runs"
-        )
     records = []
     seen = {}
-    paths = sorted([*folder.glob("*.json"), *folder.glob("*/record.json")])
-    shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    shown = [path for folder in _folders(records_dir) for path in _shown_files(folder)]
     foreign = [path for path in shown if not _is_record(path)]
     for path in shown:
         if path not in foreign:
@@ -388,3 +398,22 @@ def _is_record(path):
         return False
     with open(path, "rb") as file:
         return b'"schema"' in file.read(100)
+
+
+def _folders(records_dir):
+    "The folder of that name, or the folders whose names stand there with blanks between them."
+    if Path(records_dir).expanduser().is_dir():
+        return [Path(records_dir).expanduser()]
+    folders = [Path(name).expanduser() for name in str(records_dir).split()]
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if gone or not folders:
+        lost = f"{str(gone[0])!r} is " if len(folders) > 1 else ""
+        said = f"parameter 'records_dir' is {str(records_dir)!r}, {lost}no folder here"
+        raise FileNotFoundError(f"{said}; give the folder that holds the runs")
+    return folders
+
+
+def _shown_files(folder):
+    "What may be a record in a folder: no hidden file, and none in a hidden folder."
+    paths = sorted([*folder.glob("*.json"), *folder.glob("*/record.json")])
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
