@@ -30,9 +30,10 @@ def test_a_record_can_be_read_and_its_parameters_give_its_name(path):
 def test_a_record_that_names_the_default_of_a_new_parameter_is_the_same_run():
     parameters = json.loads(RECORDS[0].read_text())["parameters"]
     config = Config(**parameters)
-    assert run_name(Config(**parameters | {"evaluate_every": 1})) == run_name(config)
-    assert run_name(Config(**parameters | {"evaluate_every": 10})) != run_name(config)
-    assert not is_same_run(parameters, Config(**parameters | {"evaluate_every": 10}))
+    for name, default, other in (("evaluate_every", 1, 10), ("pad", 4, 0)):
+        assert run_name(Config(**parameters | {name: default})) == run_name(config)
+        assert run_name(Config(**parameters | {name: other})) != run_name(config)
+        assert not is_same_run(parameters, Config(**parameters | {name: other}))
 
 
 def test_a_record_that_spells_its_options_otherwise_is_the_same_run():

@@ -2,10 +2,12 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from attentiondrop_nb.checks import message
+from attentiondrop_nb.training.batches import look_up
 from attentiondrop_nb.training.config import make_config
-from attentiondrop_nb.training.loop import Trainer
+from attentiondrop_nb.training.loop import Trainer, draw_epoch
 from attentiondrop_nb.training.runs import _load_progress, _save_progress, other_data, summary, train
 from attentiondrop_nb.training.shapes import bars
 
@@ -48,6 +50,15 @@ def test_damaged_progress_is_passed_over_and_the_record_says_so(tmp_path, data, 
 def test_a_part_of_the_training_images_can_be_asked_for(data):
     part = Trainer(make_config(SMALL | {"train_images": 90}), data).data
     assert len(part.x_train) == 90 and len(part.x_test) == 100
+
+
+def test_without_padding_and_mirroring_a_run_sees_the_images_as_they_are(data):
+    for pad in (0, 1):
+        trainer = Trainer(make_config(SMALL | {"pad": pad, "mirror": False}), data)
+        crops = [look_up(trainer.pixels, *step[1:]) for step in draw_epoch(trainer)]
+        order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(trainer.config.seed))
+        seen = torch.cat(crops).equal(data.x_train[order][: sum(map(len, crops))])
+        assert seen == (pad == 0)
 
 
 def test_a_run_that_learns_nothing_converges_and_its_last_epoch_is_evaluated(data):

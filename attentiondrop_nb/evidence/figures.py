@@ -108,19 +108,52 @@ def _draw_diverged(ax, row, curve):
     ax.plot(curve.index[-1:], curve[-1:], "x", color=colour)
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #a35177fe
+_FRONT = [("none", False), ("dropout", False), ("dropblock", False), ("ad", False)]
+
+
 def plot_curves(runs, epochs, title):
-    "Training and test accuracy of the `runs` of one setting by epoch: the whole run above, its end below. A figure."
-    length = epochs.loc[list(runs.index)].index.get_level_values("epoch").max()
-    end = max(1, math.ceil(0.6 * length))
-    fig, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex="row", layout="constrained")
+    """The `runs` of one setting by epoch: a figure.
+
+    Large: training and test accuracy of the plain network, Dropout, DropBlock and AD, the whole run and its end. Small:
+    the end of each other row in test accuracy, beside the plain network.
+    """
+    end = max(1, math.ceil(0.6 * epochs.loc[list(runs.index)].index.get_level_values("epoch").max()))
+    rows = dict(list(runs.groupby(["method", "cutout"], observed=True)))
+    front = {key: rows[key] for key in _FRONT if key in rows} or rows
+    others = {key: group for key, group in rows.items() if key not in front}
+    lines = math.ceil(len(others) / 3)
+    fig = plt.figure(figsize=(9, 6.5 + 2 * lines), layout="constrained")
+    large, *small = fig.subfigures(2, 1, height_ratios=(6.5, 2 * lines)) if lines else [fig.subfigures()]
+    _draw_front(large, pd.concat(front.values()), epochs, end)
+    if small:
+        _draw_others(small[0], others, rows.get(("none", False)), epochs, end)
+    fig.suptitle(title)
+    return fig
+
+# %% ../../nbs/4_evidence/21_figures.ipynb #a35177fd
+def _draw_front(fig, runs, epochs, end):
+    "Training and test accuracy of all `runs`: the whole run above, from epoch `end` on below."
+    axes = fig.subplots(2, 2, sharex="row")
     for whole, last, split in zip(*axes, ("training", "test")):
         _draw_curves(whole, runs, epochs, split, 1)
         _draw_curves(last, runs, epochs, split, end)
-        sound = runs[runs["status"] != "diverged"]
-        last.set_ylim(_end_range(_curves(epochs, sound, split).loc[end:]))
-    fig.suptitle(title)
+        last.set_ylim(_end_range(_curves(epochs, runs[runs["status"] != "diverged"], split).loc[end:]))
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return fig
+
+
+def _draw_others(fig, others, plain, epochs, end):
+    "A small panel for each of `others`, {row: runs}: test accuracy from epoch `end` on, beside the `plain` network."
+    axes = fig.subplots(math.ceil(len(others) / 3), 3, sharex=True, sharey=True, squeeze=False).flat
+    shown = [*others.values(), *([] if plain is None else [plain])]
+    sound = pd.concat(shown)[lambda runs: runs["status"] != "diverged"]
+    for (key, group), ax in zip(others.items(), axes):
+        _draw_curves(ax, group if plain is None else pd.concat([plain, group]), epochs, "test", end)
+        diverged = (group["status"] == "diverged").sum()
+        ax.set_title(f"{Row(*key)}, n = {count(len(group), diverged)}", fontsize=9)
+        ax.set(ylim=_end_range(_curves(epochs, sound, "test").loc[end:]), xlabel="", ylabel="test, %")
+        ax.label_outer()
+    for ax in axes:  # panels that are left over
+        ax.axis("off")
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #a35177ff
 def _draw_curves(ax, runs, epochs, split, first):

@@ -51,7 +51,7 @@ def _simulated_record(seed, status="finished", **parameters):
     return rest | dict(data=data, epochs=epochs, final=final, best=best, status=status)
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #8727585a
-_LATER = {"evaluate_every": 1}  # parameters that older records lack
+_LATER = {"evaluate_every": 1, "pad": 4}  # parameters that older records lack
 _OPTIONS = ["alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length"]
 _ROW = ["method", "cutout"]
 _DEFAULTS = asdict(Config())  # type: ignore[call-overload]

@@ -206,6 +206,7 @@ class Config:
     alpha_steps: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     evaluate_every: _Count = 1
     patience: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    pad: Annotated[int, Field(ge=0, lt=2**16)] = 4
     mirror: bool | None = None
     seed: _Seed = 0
     device: Annotated[str, AfterValidator(_device)] | None = None

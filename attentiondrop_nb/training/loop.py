@@ -96,7 +96,7 @@ def draw_epoch(trainer):
     n, _, *sides = data.x_train.shape
     order = torch.randperm(n, device=trainer.device, generator=generator)
     mirror = data.mirror if config.mirror is None else config.mirror
-    drawn = [data.y_train[order], *draw_crops(order, *sides, mirror, generator=generator)]
+    drawn = [data.y_train[order], *draw_crops(order, *sides, mirror, config.pad, generator)]
     if config.cutout:
         check_size("cutout_length", config.cutout_length, data.x_train, 2 * min(sides))
         drawn += [covered(n, side, config.cutout_length, trainer.device, generator) for side in sides]
