@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NONE', 'CUTOUT', 'DROPBLOCK', 'AM', 'SM', 'AD', 'BOTH', 'PAPER', 'CLAIMS', 'runs_frame', 'setting', 'settings', 'Row',
-           'compare', 'caption', 'paper_tables', 'command', 'set_aside', 'row_claims', 'runs_needed', 'answer',
-           'ablation', 'ablation_table', 'load_records']
+           'compare', 'caption', 'paper_tables', 'command', 'row_claims', 'runs_needed', 'answer', 'ablation',
+           'ablation_table', 'load_records']
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #bdbb72e1
 import math
@@ -20,7 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from .statistics import Claim, count, holm, paired_difference, points, sampling_error, verdict
-from ..training.config import METHODS, SAME_RUN, Config, make_config, run_name
+from ..training.config import LATER, METHODS, SAME_RUN, Config, make_config, run_name
 from ..training.runs import read_record
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #1bfb827e
@@ -51,10 +51,10 @@ def _simulated_record(seed, status="finished", **parameters):
     return rest | dict(data=data, epochs=epochs, final=final, best=best, status=status)
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #8727585a
-_LATER = {"evaluate_every": 1, "pad": 4}  # parameters that older records lack
 _OPTIONS = ["alpha", "beta", "granularity", "rescale", "block_size", "drop_after", "cutout_length"]
 _ROW = ["method", "cutout"]
 _DEFAULTS = asdict(Config())  # type: ignore[call-overload]
+_LATER = {name: _DEFAULTS[name] for name in LATER}
 _PARAMETERS = [k for k in _LATER | _DEFAULTS if k not in (*SAME_RUN, "train_images")]
 _SETTING = [k for k in _PARAMETERS if k not in (*_ROW, *_OPTIONS, "seed")] + ["train_images", "test_images"]
 _ACCURACIES = ["training", "final", "best"]
@@ -260,7 +260,7 @@ def paper_tables(runs, datasets, paper, grid):
     columns = [settings(runs[runs["departures"] == ""], name) or [runs.iloc[:0]] for name in datasets]
     tables = [{n: part for n, part in zip(datasets, line) if part is not None} for line in zip_longest(*columns)]
     first, *rest = [_part(table, paper, grid) for table in tables]
-    aside = [text for name in datasets if (text := set_aside(runs, name))]
+    aside = [text for name in datasets if (text := _set_aside(runs, name))]
     return [first._replace(notes="\n\n".join([first.notes, *aside])), *rest]
 
 
@@ -288,7 +288,7 @@ def command(grid):
     )
 
 
-def set_aside(runs, dataset):
+def _set_aside(runs, dataset):
     "Markdown: how many runs on a data set are left to the ablations, because of an option; '' if none."
     n = (runs.loc[runs["dataset"] == dataset, "departures"] != "").sum()
     many = "run" if n == 1 else "runs"
@@ -351,15 +351,15 @@ def answer(runs, gain):
         f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
         f"{points(ad)} points{', ' + beside if beside else ''}. Brackets are 95 % intervals of the difference within a "
         f"seed, from {ad.n} seeds; corrected for their number, {_survivors(found)}. The paper's gain is "
-        f"{gain:+.2f}: at this scatter it takes {runs_needed(ad, abs(gain))} seeds to show it, and a wide network, "
-        "trained for long on all images, may answer otherwise."
+        f"{gain:+.2f}: at this scatter it takes {runs_needed(ad, abs(gain) / 100)} seeds to show it, and a wide "
+        "network, trained for long on all images, may answer otherwise."
     )
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #5fe48eed
-def ablation(runs, name):
-    "The runs of AD without Cutout with all options but `name` at their defaults; `name` may be 'method'."
+def ablation(runs, name, method="ad"):
+    "The runs of a `method` without Cutout with all options but `name` at their defaults; all methods' for 'method'."
     chosen = runs[~runs["cutout"] & runs["departures"].isin(["", name])]
-    return chosen.astype({"method": str}) if name == "method" else chosen[chosen["method"] == "ad"]
+    return chosen.astype({"method": str}) if name == "method" else chosen[chosen["method"] == method]
 
 
 def ablation_table(runs, name, default):

@@ -30,7 +30,8 @@ import torch
 
 import attentiondrop_nb
 from .batches import channel_stats
-from .config import Config, find_device, find_precision, is_same_run, make_config, make_model
+from .config import LATER, Config, find_device, find_precision, is_same_run, make_config
+from .config import make_model
 from .datasets import load
 from .loop import Trainer, find_status, run_epoch
 
@@ -555,7 +556,7 @@ def _parse(path, text, form):
             raise ValueError(f"it is a record of schema {schema}; this version reads schema {_SCHEMA}")
         _adapter(form).validate_json(text)
         known = {field.name for field in fields(Config)}
-        missing = known - values["parameters"].keys() - {"evaluate_every"}  # older records lack that one
+        missing = known - values["parameters"].keys() - set(LATER)
         if missing:
             raise ValueError(f"parameters lack {', '.join(sorted(missing))}")
         make_config(values["parameters"])
