@@ -510,6 +510,20 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
     assert {p.name for p in (here / "drawn").iterdir()} == {"claims_cifar10_1.png", "claims_cifar10_1.svg"}
 
 
+def test_the_control_is_the_plain_network_without_one_thing_that_is_known_to_help(monkeypatch, here):
+    plain = [*pairs("none", (0.90, 0.91, 0.92)), *pairs("ad", (0.9, 0.91, 0.92))]
+    bare = pairs("none", (0.80, 0.81, 0.815), pad=0, mirror=False)
+    other = [*pairs("none", (0.1, 0.2, 0.3), pad=0), *pairs("ad", (0.1, 0.2), pad=0, mirror=False)]
+    other += pairs("none", (0.1, 0.2, 0.3), pad=0, mirror=False, weight_decay=0.0)
+    decay = pairs("none", (0.91, 0.90, 0.92), weight_decay=0.0)
+    made = write(here / "runs", [*plain, *bare, *other, *decay])
+    shown, _ = run("claims", monkeypatch, records_dir=made, scores_dir="scores", out_dir="drawn")
+    lines = [line for line in text(shown).splitlines() if "with − without" in line]
+    assert "crops and mirroring help | with − without: +10.17 [+9.45, +10.88] from 3 pairs" in lines[0]
+    assert "weight decay helps | with − without: +0.00 [" in lines[1] and "cannot be told from 3" in lines[1]
+    assert [line.split("|")[2].strip() for line in lines[4:6]] == ["weight decay helps", "test accuracy, points"]
+
+
 def test_the_claims_name_a_bad_margin(monkeypatch, here):
     with pytest.raises(ValueError, match="parameter 'margin' is 0"):
         run("claims", monkeypatch, margin=0.0)

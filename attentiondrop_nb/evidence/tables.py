@@ -244,13 +244,14 @@ def caption(runs, wanted=(), grid=None):
 def _conditions(runs):
     "Sentences on the runs of one table: setting, devices, the error of the test set, diverged runs."
     n = runs["test_images"].iloc[0]
-    error = f"{100 * sampling_error(runs['final'].median(), n):.2f} points (one standard error)"
+    error = 100 * sampling_error(runs["final"].median(), n)
     diverged = runs[runs["status"] == "diverged"]
     failed = [f"{Row(*key).full}, seed {seed}" for *key, seed in zip(*(diverged[k] for k in (*_ROW, "seed")))]
     return [
         " · ".join(f"{k} {v}" for k, v in setting(runs).items() if v is not None) + ".",
         f"Trained on: {', '.join(sorted(set(runs['trained_on'])))}.",
-        f"Another {n} test images would move every row by about ± {error}.",
+        f"Another {n} test images would move every row by about ± {error:.2f} points (one standard error), and a "
+        f"difference of two rows by less: ± {math.sqrt(2) * error:.2f} if their networks agreed on nothing.",
         f"**Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "",
     ]
 
