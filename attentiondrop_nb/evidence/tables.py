@@ -334,26 +334,29 @@ def _trained(runs):
 
 
 def _survivors(found):
-    "Which of the {row: `Difference`} leave out 0 after Holm's correction, in words."
+    "Those rows of {row: `Difference`} whose interval leaves out 0 after Holm's correction."
     p = {row: p for row, d in found.items() if not math.isnan(p := Claim("", "", {"": d}).p())}
-    sure = [str(row) for row, value in zip(p, holm(list(p.values()))) if value < 0.05]
-    return f"0 is left out by {', '.join(sure)} of these" if sure else "0 is left out by none of these"
+    return [row for row, value in zip(p, holm(list(p.values()))) if value < 0.05]
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf13
 def answer(runs, gain):
     "Markdown: does AttentionDrop help in the `runs` of one setting? `gain`: the paper's, in points."
     found = {row: compare(runs, row, NONE) for row in (AD, *_RIVALS)}
-    ad, *others = found.values()
-    said = {"holds": "helps", "does not hold": "harms"}.get(verdict(ad), "neither helps nor harms for certain")
-    beside = ", ".join(f"{row} by {points(d)}" for row, d in zip(_RIVALS, others) if not math.isnan(d.low))
+    ad = found[AD]
     if math.isnan(ad.low):
         return f"Whether AttentionDrop helps {verdict(ad)} ({_trained(runs)})."
+    sure = _survivors(found)
+    said = "neither helps nor harms for certain"
+    if AD in sure:
+        said = "helps" if ad.mean > 0 else "harms"
+    beside = "".join(f", {row} by {points(found[row])}" for row in _RIVALS if not math.isnan(found[row].low))
+    outside = f"0 is left out by {', '.join(map(str, sure))} of these" if sure else "all of these hold 0"
     return (
         f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
-        f"{points(ad)} points{', ' + beside if beside else ''}. Brackets are 95 % intervals of the difference within a "
-        f"seed, from {ad.n} seeds; corrected for their number, {_survivors(found)}. The paper's gain is "
-        f"{gain:+.2f}: at this scatter it takes {runs_needed(ad, abs(gain) / 100)} seeds to show it, and a wide "
-        "network, trained for long on all images, may answer otherwise."
+        f"{points(ad)} points{beside}. Brackets are 95 % intervals of the difference within a seed, from {ad.n} seeds; "
+        f"corrected for their number, {outside}. The paper's gain is {gain:+.2f}: at this scatter it takes "
+        f"{runs_needed(ad, abs(gain) / 100)} seeds to show it, and a wide network, trained for long on all images, may "
+        "answer otherwise."
     )
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #5fe48eed
