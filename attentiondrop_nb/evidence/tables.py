@@ -350,10 +350,10 @@ def answer(runs, gain):
     if AD in sure:
         said = "helps" if ad.mean > 0 else "harms"
     beside = "".join(f", {row} by {points(found[row])}" for row in _RIVALS if not math.isnan(found[row].low))
-    outside = f"0 is left out by {', '.join(map(str, sure))} of these" if sure else "all of these hold 0"
+    outside = f"only {' and '.join(map(str, sure))} leave 0 out" if sure else "all hold 0"
     return (
         f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
-        f"{points(ad)} points{beside}. Brackets are 95 % intervals of the difference within a seed, from {ad.n} seeds; "
+        f"{points(ad)} points{beside}. Brackets are 95 % intervals, paired by seed, from {ad.n} seeds; "
         f"corrected for their number, {outside}. The paper's gain is {gain:+.2f}: at this scatter it takes "
         f"{runs_needed(ad, abs(gain) / 100)} seeds to show it, and a wide network, trained for long on all images, may "
         "answer otherwise."
