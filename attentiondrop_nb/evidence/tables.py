@@ -350,7 +350,7 @@ def answer(runs, gain):
     if AD in sure:
         said = "helps" if ad.mean > 0 else "harms"
     beside = "".join(f", {row} by {points(found[row])}" for row in _RIVALS if not math.isnan(found[row].low))
-    outside = f"only {' and '.join(map(str, sure))} leave 0 out" if sure else "all hold 0"
+    outside = f"only {' and '.join(map(str, sure))} leave{'' if len(sure) > 1 else 's'} 0 out" if sure else "all hold 0"
     return (
         f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
         f"{points(ad)} points{beside}. Brackets are 95 % intervals, paired by seed, from {ad.n} seeds; "
