@@ -349,7 +349,8 @@ def answer(runs, gain):
     said = "neither helps nor harms for certain"
     if AD in sure:
         said = "helps" if ad.mean > 0 else "harms"
-    beside = "".join(f", {row} by {points(found[row])}" for row in _RIVALS if not math.isnan(found[row].low))
+    others = {row: found[row] for row in _RIVALS if not math.isnan(found[row].low)}
+    beside = "".join(f", {row} by {points(d)}{'' if d.n == ad.n else f' (n = {d.n})'}" for row, d in others.items())
     outside = f"only {' and '.join(map(str, sure))} leave{'' if len(sure) > 1 else 's'} 0 out" if sure else "all hold 0"
     return (
         f"**AttentionDrop {said} in our runs** ({_trained(runs)}): it changes the plain network's test accuracy by "
