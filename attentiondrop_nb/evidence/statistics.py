@@ -26,6 +26,11 @@ class Difference(NamedTuple):
     n: int
     each: tuple[float, ...] = ()
 
+    @property
+    def error(self):
+        "The standard error of the mean, s_d / √n, of which the interval is made."
+        return (self.high - self.low) / 2 / float(stats.t.ppf(0.975, self.n - 1))
+
 
 def paired_difference(a, b):
     "a − b, each {seed: value} or a Series by seed, over the seeds that both have -> `Difference`."
@@ -62,8 +67,7 @@ def p_value(d):
     "How probable a mean as large as that of a `Difference` is if the true one is 0 (one side); NaN without interval."
     if math.isnan(d.low):
         return math.nan
-    error = (d.high - d.low) / 2 / float(stats.t.ppf(0.975, d.n - 1))  # s_d / √n
-    return float(stats.t.sf(d.mean / error, d.n - 1))
+    return float(stats.t.sf(d.mean / d.error, d.n - 1))
 
 
 def holm(p):
@@ -148,20 +152,26 @@ class Claim(NamedTuple):
         return min(1.0, 2 * holds, 2 * fails)
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a4b
-def _verdicts(claims):
-    "The answer to each `Claim` of one table, by its intervals, and whether it survives Holm's correction."
-    said = [verdict(*(room for rooms in claim.rooms().values() for room in rooms)) for claim in claims]
-    p = {k: claim.p() for k, claim in enumerate(claims) if not math.isnan(claim.p())}
+def _corrected(claims):
+    "The p of each `Claim` of one table, corrected by Holm's rule; NaN for those without an interval, which count not."
+    p = {k: value for k, claim in enumerate(claims) if not math.isnan(value := claim.p())}
     corrected = dict(zip(p, holm(list(p.values()))))
-    lost = {k for k, value in corrected.items() if value >= 0.05 and "cannot" not in said[k]}
-    return [f"{text}, uncorrected" if k in lost else text for k, text in enumerate(said)]
+    return [corrected.get(k, math.nan) for k in range(len(claims))]
+
+
+def _verdicts(claims):
+    "The answer to each `Claim` of one table, by its intervals, and whether it survives the correction."
+    said = [verdict(*(room for rooms in claim.rooms().values() for room in rooms)) for claim in claims]
+    lost = [p >= 0.05 and "cannot" not in text for text, p in zip(said, _corrected(claims))]
+    return [f"{text}, uncorrected" if gone else text for text, gone in zip(said, lost)]
 
 
 def _deciding(claim):
-    "The name of the pair that decides: the one that is farthest from holding."
-    worst = {name: max(p_value(room) for room in rooms) for name, rooms in claim.rooms().items()}
-    known = {name: p for name, p in worst.items() if not math.isnan(p)}
-    return max(known or worst, key=(known or worst).get, default=None)
+    "The name of the pair that decides: one that fails, or else one without an interval, or else the weakest."
+    fails = 0.975  # a p from here on is that of an interval below 0
+    p = {name: [p_value(room) for room in rooms] for name, rooms in claim.rooms().items()}
+    worst = {name: max(fails if math.isnan(value) else value for value in values) for name, values in p.items()}
+    return max(worst, key=worst.__getitem__, default=None)
 
 
 def _cells(claim, answer):
@@ -177,7 +187,8 @@ def _details(number, claim, corrected):
     "Lines of cells on every pair of a `Claim`: each seed's difference, and the resampled interval."
     paper = claim.paper or {}
     for name, d in claim.found.items():
-        again = d._replace(low=resampled(d)[0], high=resampled(d)[1])
+        low, high = resampled(d)
+        again = d._replace(low=low, high=high)
         yield {
             "": str(number), "measured": claim.measured, "pair": told(name, d, claim.show, paper.get(name)),
             "each": ", ".join(claim.show(Difference(v, v, v, 1)).split(" ")[0] for v in d.each),
@@ -200,15 +211,12 @@ def as_markdown(frame):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def claims_table(claims, summary="Every pair, each seed, and p"):
-    "Markdown: a row for each `Claim`, one number in it; then, folded below `summary`, all pairs behind them."
+def claims_table(claims):
+    "Markdown: a row for each `Claim`, one number in it; then, folded, all pairs behind them."
     rows = [_cells(*pair) for pair in zip(claims, _verdicts(claims))]
-    p = [claim.p() for claim in claims]
-    judged = iter(holm([v for v in p if not math.isnan(v)]))
-    corrected = [math.nan if math.isnan(v) else next(judged) for v in p]
-    lines = [line for k, pair in enumerate(zip(claims, corrected), 1) for line in _details(k, *pair)]
+    lines = [line for k, pair in enumerate(zip(claims, _corrected(claims)), 1) for line in _details(k, *pair)]
     table = as_markdown(pd.DataFrame(rows, index=range(1, len(rows) + 1)))
     if not lines:
         return table
     all_pairs = as_markdown(pd.DataFrame(lines).set_index(""))
-    return f"{table}\n\n<details><summary>{summary}</summary>\n\n{all_pairs}\n\n</details>"
+    return f"{table}\n\n<details><summary>Every pair, each seed, and p</summary>\n\n{all_pairs}\n\n</details>"

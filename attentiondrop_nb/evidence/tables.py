@@ -321,7 +321,7 @@ _RIVALS = (DROPBLOCK, Row("dropout", False), CUTOUT)
 
 def runs_needed(d, gain):
     "How many pairs that scatter like those of a `Difference` it takes for half its interval to be below `gain`."
-    scatter = (d.high - d.mean) * math.sqrt(d.n) / stats.t.ppf(0.975, d.n - 1)
+    scatter = d.error * math.sqrt(d.n)
     return next(n for n in range(2, 10**7) if stats.t.ppf(0.975, n - 1) * scatter / math.sqrt(n) < gain)
 
 
