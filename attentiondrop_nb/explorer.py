@@ -146,7 +146,7 @@ def _board(steps, c):
         f"units touched <b>{touched:.1%}</b>, energy removed <b>{removed:.1%}</b>, "
         f"sum(M) <b>{kept:.6g}</b> of {pixels}, factor <b>{factor:.5g}</b>"
     )
-    planes = f'<div style="display:flex;flex-wrap:wrap;gap:1em">{"".join(figures)}</div>'
+    planes = f'<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:end">{"".join(figures)}</div>'
     return f'{planes}<p>{numbers}</p><p style="font-size:12px">{_LEGEND}</p>'
 
 # %% ../nbs/explorer.ipynb #e1a00027
