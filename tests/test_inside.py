@@ -269,7 +269,7 @@ def test_a_figure_is_drawn_from_runs(name, runs, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == sorted([*pictures, *SCORES.get(name, [])])
     assert "attentiondrop-sweep" not in said  # nothing is missing
     if name == "fig6_cam":
-        assert "cannot be told from 1 run of each" in said  # dropout has one seed
+        assert "(1 pair, no interval)" in said  # dropout has one seed
 
 
 DROPS = {"dropout", "spatial", "dropblock", "am", "sm", "ad", "released"}

@@ -91,9 +91,14 @@ def _curves(epochs, runs, split):
     return wide.where(~ended, wide.ffill()).dropna()
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #10a4d9ed
+def _look(row):
+    "(colour, dashes) of a row; black is the plain network's alone."
+    return ("#AA4499", "-") if row == ("none", True) else STYLES[row.method]
+
+
 def _draw_curve(ax, row, curves, label):
     "The mean of the runs of a row, with a band from lowest to highest."
-    colour, dashes = STYLES[row.method]
+    colour, dashes = _look(row)
     mark = dict(marker="o", markersize=4, markevery=max(1, len(curves) // 10)) if row.cutout else {}
     epoch = curves.index.to_numpy()
     low, high = (ends.to_numpy() for ends in (curves.min(axis=1), curves.max(axis=1)))
@@ -103,7 +108,7 @@ def _draw_curve(ax, row, curves, label):
 
 def _draw_diverged(ax, row, curve):
     "A run that diverged, by itself: thin, to a × where it ended."
-    colour, dashes = STYLES[row.method]
+    colour, dashes = _look(row)
     ax.plot(curve.index, curve, color=colour, linestyle=dashes, linewidth=0.8)
     ax.plot(curve.index[-1:], curve[-1:], "x", color=colour)
 
@@ -142,15 +147,16 @@ def _draw_front(fig, runs, epochs, end):
 
 
 def _draw_others(fig, others, plain, epochs, end):
-    "A small panel for each of `others`, {row: runs}: test accuracy from epoch `end` on, beside the `plain` network."
+    "A small panel for each of `others`, {row: runs}: test accuracy from `end` on, beside `plain` runs of its seeds."
     axes = fig.subplots(math.ceil(len(others) / 3), 3, sharex=True, sharey=True, squeeze=False).flat
     shown = [*others.values(), *([] if plain is None else [plain])]
     sound = pd.concat(shown)[lambda runs: runs["status"] != "diverged"]
     for (key, group), ax in zip(others.items(), axes):
-        _draw_curves(ax, group if plain is None else pd.concat([plain, group]), epochs, "test", end)
+        beside = [] if plain is None else [plain[plain["seed"].isin(group["seed"])]]
+        _draw_curves(ax, pd.concat([*beside, group]), epochs, "test", end)
         diverged = (group["status"] == "diverged").sum()
         ax.set_title(f"{Row(*key)}, n = {count(len(group), diverged)}", fontsize=9)
-        ax.set(ylim=_end_range(_curves(epochs, sound, "test").loc[end:]), xlabel="", ylabel="test, %")
+        ax.set(ylim=_end_range(_curves(epochs, sound, "test").loc[end:]), xlabel="epoch", ylabel="test, %")
         ax.label_outer()
     for ax in axes:  # panels that are left over
         ax.axis("off")
