@@ -1,6 +1,7 @@
 "Records -> tables: statistics on any numbers, and the notebooks on records made here, with few and with none."
 import json
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -504,7 +505,7 @@ ANSWERS = [
     ("outperform the state-of-art", "AD − DropBlock |", "does not hold"),
     ("overshadows", "SM − AM | +0.83 [-2.75, +4.42] | +0.04 | 3", "cannot be told from 3 runs of each"),
     ("is in **bold**", "AD + Cutout − Cutout (weakest of 6) | -2.00", "does not hold, uncorrected"),
-    ("converge to a higher accuracy", "AD − Dropout (weakest of 2) | no runs |", "cannot be told without records"),
+    ("converge to a higher accuracy", "AD − Dropout (not run, 1 of 2) | no runs |", "cannot be told without records"),
     ("manual adjustment", "β 10 − β 20 (weakest of 2) | -39.40", "does not hold"),  # α 0.2 is near, 0.4 no neighbour
     ("DropBlock's α", "α 0.05 − α 0.1 | +0.03", "holds"),
     ("appropriate scaling", "literal − rescale map |", "does not hold"),
@@ -533,12 +534,22 @@ def test_as_many_seeds_as_said_find_the_gain_in_four_experiments_of_five():
     rng = np.random.default_rng(0)
     scattered = statistics.paired_difference({0: 0.1, 1: 0.0, 2: -0.1}, dict.fromkeys(range(3), 0.0))
     for gain in (0.05, 0.1, 0.2):
-        n = statistics.runs_needed(scattered, gain)
+        n = statistics._runs_needed(scattered, gain)
         for seeds, enough in ((n, True), (n - 1, False)):
             draws = rng.normal(gain, 0.1, (20_000, seeds))
             found = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) & (draws.mean(1) > 0)
             assert (found.mean() > 0.79) if enough else (found.mean() < 0.81)
-    assert 900 < statistics.runs_needed(scattered, 0.1 * 0.0885) < 1100  # large numbers of seeds: (2.80 / 0.0885)²
+    assert 900 < statistics._runs_needed(scattered, 0.1 * 0.0885) < 1100  # large numbers of seeds: (2.80 / 0.0885)²
+
+
+def test_how_many_seeds_is_a_range_and_bad_questions_are_named():
+    pair = statistics.paired_difference({0: 0.02, 1: -0.01, 2: 0.03}, dict.fromkeys(range(3), 0.0))
+    middle, low, high = (float(x) for x in re.findall(r"[\d.]+", statistics.seeds_needed(pair, 0.01)))
+    assert low < middle < high
+    assert statistics.seeds_needed(pair, 1e-6) == "more than a million (more than a million to more than a million)"
+    for bad, gain in ((pair, 0.0), (pair._replace(low=math.nan), 0.1)):
+        with pytest.raises(ValueError, match="a gain above 0"):
+            statistics.seeds_needed(bad, gain)
 
 
 def test_settings_are_taken_together(monkeypatch, here):
@@ -550,7 +561,7 @@ def test_settings_are_taken_together(monkeypatch, here):
     d = [1.0, 2.0, -1.0], [2.0, -1.0, 2.0]  # in points: the mean of both settings is 5/6
     theirs = stats.ttest_ind(d[0], [-x for x in d[1]], equal_var=False).confidence_interval()
     low, high = theirs.low / 2, theirs.high / 2
-    assert f"over the plain network: **+0.83 [{low:+.2f}, {high:+.2f}]** points, from 6 pairs" in text(shown)
+    assert f"less the plain network: **+0.83 [{low:+.2f}, {high:+.2f}]** points, from 6 pairs" in text(shown)
     assert (here / "drawn" / "claims_settings.png").exists()
 
 
@@ -565,7 +576,7 @@ def test_the_control_is_the_plain_network_without_one_thing_that_is_known_to_hel
     lines = [line for line in text(shown).splitlines() if "with − without" in line]
     assert "crops and mirroring help | test accuracy, points: with − without | +10.17 [+9.45, +10.88] |" in lines[0]
     assert "weight decay helps" in lines[1] and "| +0.00 [" in lines[1] and "cannot be told from 3" in lines[1]
-    assert "That is 48 and 0 times the paper's gain of AttentionDrop, +0.21 points." in text(shown)  # 10.17 / 0.21
+    assert "crops and mirroring help: +10.17 [+9.45, +10.88] points; AttentionDrop's" in text(shown)
 
 
 def test_the_claims_name_a_bad_margin(monkeypatch, here):

@@ -93,7 +93,7 @@ def _curves(epochs, runs, split):
 # %% ../../nbs/4_evidence/21_figures.ipynb #10a4d9ed
 def _look(row):
     "(colour, dashes) of a row; black is the plain network's alone."
-    return ("#AA4499", "-") if row == ("none", True) else STYLES[row.method]
+    return ("#AA4499", "-") if row == ("none", True) else STYLES.get(row.method, (GREY, "--"))
 
 
 def _draw_curve(ax, row, curves, label):

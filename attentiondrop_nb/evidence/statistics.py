@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Difference', 'paired_difference', 'verdict', 'holm', 'sampling_error', 'points', 'decimals', 'count',
-           'difference_text', 'runs_needed', 'averaged', 'Claim', 'as_markdown', 'claims_table']
+           'difference_text', 'seeds_needed', 'averaged', 'Claim', 'as_markdown', 'claims_table']
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5225f825
 import math
@@ -63,7 +63,7 @@ def verdict(*differences):
         return "does not hold"
     return "holds" if differences and all(d.low > 0 for d in differences) else _untold(differences)
 
-# %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a30
+
 def _rooms(margin, d):
     "What is left from a `Difference` up to `margin`, and down to −`margin`; it is inside if both are above 0."
     up = d._replace(mean=margin - d.mean, low=margin - d.high, high=margin - d.low)
@@ -135,8 +135,10 @@ def _alone(value, show):
     return show(Difference(value, value, value, 1)).split(" ")[0]
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a5e
-def runs_needed(d, gain, found=0.8):
+def _runs_needed(d, gain, found=0.8):
     "How many pairs that scatter like those of a `Difference` it takes to find a true `gain` in a share of experiments."
+    if math.isnan(d.low) or gain <= 0:
+        raise ValueError(f"the difference is {d} and the gain {gain}; an interval and a gain above 0 are needed")
     scatter = d.error * math.sqrt(d.n)
 
     def power(n):
@@ -146,16 +148,25 @@ def runs_needed(d, gain, found=0.8):
     return 2 + bisect_left(range(2, 10**6), found, key=power)
 
 
+def seeds_needed(d, gain):
+    "'1000 (370 to 8400)': seeds that find a true `gain` (a share) in four experiments of five; 95 % range in brackets."
+    numbers = []
+    for factor in (1, *np.sqrt(d.freedom / stats.chi2.ppf((0.975, 0.025), d.freedom))):  # of the scatter that we saw
+        n = _runs_needed(d._replace(low=factor * (d.low - d.mean), high=factor * (d.high - d.mean)), gain)
+        numbers.append("more than a million" if n >= 10**6 else f"{float(f'{n:.2g}'):.0f}")
+    return "{} ({} to {})".format(*numbers)
+
+# %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a5f
 def averaged(differences):
-    "The mean of the `Difference`s of several settings, each with the same weight; its interval by Welch's formula."
+    "The mean of the `Difference`s of several settings, each with the same weight; n counts all pairs."
     known = [d for d in differences if not math.isnan(d.low)]
     if not known:
         return paired_difference({}, {})
     middle = sum(d.mean for d in known) / len(known)
     variances = [(d.error / len(known)) ** 2 for d in known]
-    df = sum(variances) ** 2 / sum(v**2 / d.freedom for v, d in zip(variances, known))
+    df = sum(variances) ** 2 / sum(v**2 / d.freedom for v, d in zip(variances, known))  # Welch's
     half = float(stats.t.ppf(0.975, df)) * math.sqrt(sum(variances))
-    return Difference(middle, middle - half, middle + half, sum(d.n for d in known), tuple(d.mean for d in known), df)
+    return Difference(middle, middle - half, middle + half, sum(d.n for d in known), df=df)
 
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a16
 class Claim(NamedTuple):
@@ -207,17 +218,24 @@ def _verdicts(claims):
 # %% ../../nbs/4_evidence/19_statistics.ipynb #5b1c7a4e
 def _deciding(claim):
     "The name of the pair that decides: one that fails, or else one without an interval, or else the weakest."
+
+    def weakness(name):
+        p = max(fails if math.isnan(p := _p_value(room)) else p for room in rooms[name])
+        return p, claim.found[name].n == 0, -min(room.mean for room in rooms[name])
+
     fails = 0.975  # a p from here on is that of an interval below 0
-    p = {name: [_p_value(room) for room in rooms] for name, rooms in claim.rooms().items()}
-    worst = {name: max(fails if math.isnan(value) else value for value in values) for name, values in p.items()}
-    return max(worst, key=worst.__getitem__)
+    rooms = claim.rooms()
+    return max(rooms, key=weakness)
 
 
 def _cells(claim, answer):
     "The cells of a `Claim`: the number that decides, and the answer."
     name = _deciding(claim)
     d = claim.found[name]
-    more = f" (weakest of {len(claim.found)})" if len(claim.found) > 1 else ""
+    why = "weakest"
+    if math.isnan(d.low):
+        why = "no interval, 1" if d.n else "not run, 1"
+    more = f" ({why} of {len(claim.found)})" if len(claim.found) > 1 else ""
     return {
         "claim": claim.says, "measured": f"{claim.measured}: {name}{more}",
         "difference [95 %]": difference_text(d, claim.show), "paper": _papers(claim, name), "seeds": str(d.n),

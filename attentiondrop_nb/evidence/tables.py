@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .statistics import Claim, count, difference_text, paired_difference, points, runs_needed
-from .statistics import sampling_error, verdict
+from .statistics import Claim, count, difference_text, paired_difference, points
+from .statistics import sampling_error, seeds_needed, verdict
 from ..training.config import LATER, METHODS, SAME_RUN, Config, make_config, run_name
 from ..training.runs import read_record
 
@@ -266,8 +266,8 @@ def _conditions(runs):
     parameters = " · ".join(f"{k} {v}" for k, v in setting(runs).items() if v is not None)
     return [
         f"{in_words(runs)}.",
-        f"With {n} other test images a row would move by at most about ± {error:.2f} points (one standard error), a "
-        f"difference of two rows by at most ± {math.sqrt(2) * error:.2f}.",
+        f"Another {n} test images would add a standard error of up to {error:.2f} points to a row, and of up to "
+        f"{math.sqrt(2) * error:.2f} to a difference of two.",
         f"**Diverged, and counted as they ended: {'; '.join(failed)}.**" if failed else "",
         f"<details><summary>All parameters</summary>{parameters}. Trained on: "
         f"{', '.join(sorted(set(runs['trained_on'])))}.</details>",
@@ -339,31 +339,37 @@ def row_claims(claims, runs, paper=None, column="final", measured="test accuracy
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf12
 _RIVALS = (DROPBLOCK, Row("dropout", False), CUTOUT)
 _HEADS = {"holds": "AttentionDrop helps here", "does not hold": "AttentionDrop harms here"}
+_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 604_388}  # what the paper trains on
 
 
 def _how_sure(ad, rivals, gain):
     "What the interval of AttentionDrop leaves room for, and whether those of its rivals hold 0."
     room = "all of AttentionDrop's is on one side of 0"
     if ad.low <= 0 <= ad.high:
+        room = "AttentionDrop's leaves room for a loss and for no effect"
+    if ad.low <= 0 <= ad.high and gain is not None:
         papers = "and" if ad.low <= gain / 100 <= ad.high else "but not for"
-        room = f"AttentionDrop's leaves room for a loss, no effect, {papers} the paper's gain of {gain:+.2f}"
+        room = f"AttentionDrop's leaves room for a loss, for no effect, {papers} the paper's gain of {gain:+.2f}"
     clear = [str(row) for row, d in rivals.items() if not d.low <= 0 <= d.high]
     names = " and ".join(filter(None, [", ".join(clear[:-1]), *clear[-1:]]))
     rest = f"; each taken alone, {names} {'leave' if len(clear) > 1 else 'leaves'} 0 out" if clear else ""
     return f"Brackets are 95 % intervals, paired by seed: {room}{rest}."
 
 
-def _not_run(runs):
-    "A clause on the paper's own setting, if the `runs` are of another."
+def _what_it_takes(runs, ad, gain):
+    "How many seeds the paper's `gain` would take, and the paper's own setting, if the `runs` are of another."
     first = runs.iloc[0]
     usual = make_config(dict(dataset=first["dataset"], recipe="paper"))
-    if (first["width"], first["epochs"]) == (usual.width, usual.epochs):
-        return ""
-    return f"; a setting like the paper's (width {usual.width}, all images, {usual.epochs} epochs) has not been run"
+    theirs = (usual.width, usual.epochs, _IMAGES.get(first["dataset"]))
+    setting = f"a setting like the paper's (width {usual.width}, all images, {usual.epochs} epochs)"
+    ours = (first["width"], first["epochs"], first["train_images"])
+    other = "" if ours == theirs else f"; {setting} is another matter"
+    seeds = seeds_needed(ad, abs(gain) / 100)
+    return f" To find a true gain of {gain:+.2f} in four experiments of five takes about {seeds} seeds{other}."
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf13
-def answer(runs, gain):
-    "Markdown: does AttentionDrop help in the `runs` of one setting? `gain`: the paper's, in points."
+def answer(runs, gain=None):
+    "Markdown: does AttentionDrop help in the `runs` of one setting? `gain`: the paper's on this data set, in points."
     ad = compare(runs, AD, NONE)
     if math.isnan(ad.low):
         return f"**Whether AttentionDrop helps {verdict(ad)}** ({in_words(runs)})."
@@ -372,8 +378,7 @@ def answer(runs, gain):
     beside = "".join(f"; {row}'s {points(d)}{'' if d.n == ad.n else f' (n = {d.n})'}" for row, d in found.items())
     return (
         f"**{head}** ({in_words(runs)}; {ad.n} seeds): its test accuracy less the plain network's is {points(ad)} "
-        f"points{beside}. {_how_sure(ad, found, gain)} To find a true gain of {gain:+.2f} in four experiments of five "
-        f"takes about {float(f'{runs_needed(ad, abs(gain) / 100):.2g}'):.0f} seeds{_not_run(runs)}."
+        f"points{beside}. {_how_sure(ad, found, gain)}{'' if gain is None else _what_it_takes(runs, ad, gain)}"
     )
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #5fe48eed
