@@ -348,7 +348,7 @@ def _how_sure(ad, rivals, gain):
     if ad.low <= 0 <= ad.high:
         room = "AttentionDrop's leaves room for a loss and for no effect"
     if ad.low <= 0 <= ad.high and gain is not None:
-        papers = "and" if ad.low <= gain / 100 <= ad.high else "but not for"
+        papers = "and for" if ad.low <= gain / 100 <= ad.high else "but not for"
         room = f"AttentionDrop's leaves room for a loss, for no effect, {papers} the paper's gain of {gain:+.2f}"
     clear = [str(row) for row, d in rivals.items() if not d.low <= 0 <= d.high]
     names = " and ".join(filter(None, [", ".join(clear[:-1]), *clear[-1:]]))
