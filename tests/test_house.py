@@ -304,3 +304,10 @@ def test_every_figure_says_what_it_shows(path):
     for cell in json.loads(path.read_text())["cells"]:
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
             assert re.search(r"^#\| fig-alt: .{20,}", "".join(cell["source"]), re.M), "".join(cell["source"])[:200]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_a_claim_is_called_by_its_words(path):
+    "Not by the number of its row, which changes when runs come in."
+    lines = [line for text in cells_of(path, "markdown") for line in text.splitlines() if "claims.ipynb" in line]
+    assert not [line for line in lines if re.search(r"\brows? \d", line, re.I)]

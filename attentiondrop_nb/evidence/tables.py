@@ -108,7 +108,7 @@ def settings(runs, dataset):
 def in_words(runs):
     "What was trained, and where: 'CIFAR-10, ResNet-18, width 16, 2000 images, 120 epochs, CPU'."
     first = runs.iloc[0]
-    dataset = first["dataset"].upper().replace("CIFAR", "CIFAR-")
+    dataset = first["dataset"].replace("cifar", "CIFAR-").replace("svhn", "SVHN")
     network = first["network"].replace("resnet", "ResNet-")
     machine = first["trained_on"].split(",")[0].replace("cpu", "CPU")
     return (
@@ -337,19 +337,18 @@ def row_claims(claims, runs, paper=None, column="final", measured="test accuracy
     ]
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf12
-_RIVALS = (DROPBLOCK, Row("dropout", False), CUTOUT)
-_HEADS = {"holds": "AttentionDrop helps here", "does not hold": "AttentionDrop harms here"}
 _IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 604_388}  # what the paper trains on
 
 
 def _how_sure(ad, rivals, gain):
     "What the interval of AttentionDrop leaves room for, and whether those of its rivals hold 0."
+    papers = ""
+    if gain is not None:
+        inside = ad.low <= gain / 100 <= ad.high
+        papers = f", {'and for' if inside else 'but not for'} the paper's gain of {gain:+.2f}"
     room = "all of AttentionDrop's is on one side of 0"
     if ad.low <= 0 <= ad.high:
-        room = "AttentionDrop's leaves room for a loss and for no effect"
-    if ad.low <= 0 <= ad.high and gain is not None:
-        papers = "and for" if ad.low <= gain / 100 <= ad.high else "but not for"
-        room = f"AttentionDrop's leaves room for a loss, for no effect, {papers} the paper's gain of {gain:+.2f}"
+        room = f"AttentionDrop's leaves room for a loss and for no effect{papers}"
     clear = [str(row) for row, d in rivals.items() if not d.low <= 0 <= d.high]
     names = " and ".join(filter(None, [", ".join(clear[:-1]), *clear[-1:]]))
     rest = f"; each taken alone, {names} {'leave' if len(clear) > 1 else 'leaves'} 0 out" if clear else ""
@@ -368,6 +367,10 @@ def _what_it_takes(runs, ad, gain):
     return f" To find a true gain of {gain:+.2f} in four experiments of five takes about {seeds} seeds{other}."
 
 # %% ../../nbs/4_evidence/20_tables.ipynb #857bdf13
+_RIVALS = (DROPBLOCK, Row("dropout", False), CUTOUT)
+_HEADS = {"holds": "AttentionDrop helps here", "does not hold": "AttentionDrop harms here"}
+
+
 def answer(runs, gain=None):
     "Markdown: does AttentionDrop help in the `runs` of one setting? `gain`: the paper's on this data set, in points."
     ad = compare(runs, AD, NONE)
