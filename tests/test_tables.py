@@ -497,6 +497,7 @@ CLAIMED = [
     *pairs("ad", (0.1, 0.2, 0.3), alpha=0.4),
     *pairs("ad", (0.5, 0.51, 0.55), beta=10.0),
     *pairs("dropblock", (0.951, 0.960, 0.971), alpha=0.05),
+    *pairs("dropblock", (0.950, 0.962, 0.970), alpha=0.2),
     *pairs("ad", (0.1, 0.12, 0.1), rescale="literal", train=0.99),
 ]
 # Words of a claim, what its row has to say, its verdict
@@ -506,8 +507,8 @@ ANSWERS = [
     ("overshadows", "SM − AM | +0.83 [-2.75, +4.42] | +0.04 | 3", "cannot be told from 3 runs of each"),
     ("is in **bold**", "AD + Cutout − Cutout (weakest of 6) | -2.00", "does not hold, uncorrected"),
     ("converge to a higher accuracy", "AD − Dropout (not run, 1 of 2) | no runs |", "cannot be told without records"),
-    ("manual adjustment", "β 10 − β 20 (weakest of 2) | -39.40", "does not hold"),  # α 0.2 is near, 0.4 no neighbour
-    ("DropBlock's α", "α 0.05 − α 0.1 | +0.03", "holds"),
+    ("manual adjustment", "β 10 − β 20 (weakest of 4) | -39.40", "does not hold"),  # α 0.2 is near, 0.4 no neighbour
+    ("DropBlock's α", "α 0.05 − α 0.1 (weakest of 2) | +0.03", "holds"),
     ("appropriate scaling", "literal − rescale map |", "does not hold"),
     ("more purposefully", "AD − DropBlock, layer2 (weakest of 4) | +0.042 [+0.037, +0.047] |", "holds"),
     ("risks", "DropBlock − AD, layer1 (weakest of 2) |", "does not hold"),
@@ -528,6 +529,15 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
     bare = [line for line in text(shown).splitlines() if line.startswith("Without runs")]
     assert any("they are larger with it" in line for line in bare)  # not measured
     assert {p.name for p in (here / "drawn").iterdir()} == {"claims_cifar10_1.png", "claims_cifar10_1.svg"}
+
+
+def test_a_neighbour_without_runs_leaves_the_row_on_tuning_open(monkeypatch, here):
+    same = (0.9, 0.91, 0.92)
+    near = [{}, {"alpha": 0.05}, {"alpha": 0.2}, {"beta": 10.0}]  # all equal to the default; no run of β 40
+    made = write(here / "runs", [*pairs("none", same), *(r for option in near for r in pairs("ad", same, **option))])
+    shown, _ = run("claims", monkeypatch, records_dir=made, underfit_dir="no", scores_dir="no", out_dir="drawn")
+    (line,) = [line for line in text(shown).splitlines() if "manual adjustment" in line]
+    assert "β 40 − β 20 (not run, 1 of 4) | no runs |" in line and line.endswith("**cannot be told without records** |")
 
 
 def test_as_many_seeds_as_said_find_the_gain_in_four_experiments_of_five():
