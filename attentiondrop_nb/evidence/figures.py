@@ -212,14 +212,16 @@ def _draw_values(ax, runs, name):
 
 # %% ../../nbs/4_evidence/21_figures.ipynb #2b3096ba
 def _draw_differences(ax, found, default):
-    "{value: `Difference` to the default} in points, with 95 % intervals."
+    "{value: `Difference` to the default} in points, with 95 % intervals; a hollow mark has none."
     for at, (value, d) in enumerate(found.items()):
-        if math.isnan(d.low):
-            ax.text(at, 0, "default" if value == default else "no interval", ha="center", va="bottom", fontsize=8)
+        if value == default or d.n == 0:
+            ax.text(at, 0, "default" if value == default else "no pair", ha="center", va="bottom", fontsize=8)
+        elif math.isnan(d.low):
+            ax.plot(at, 100 * d.mean, "o", color=BLUE, markerfacecolor="none")
         else:
             ax.errorbar(at, 100 * d.mean, 100 * (d.high - d.mean), fmt="o", color=BLUE, capsize=4)
     ax.axhline(0, color="black", linewidth=0.8)
-    ends = [0.0, *(100 * v for d in found.values() for v in d[1:3] if not math.isnan(v))]
+    ends = [0.0, *(100 * v for d in found.values() for v in d[:3] if not math.isnan(v))]
     _set_scale(ax, min(ends), max(ends))
 
 
