@@ -532,12 +532,19 @@ def test_claims_on_records_made_by_hand(monkeypatch, here):
 
 
 def test_a_neighbour_without_runs_leaves_the_row_on_tuning_open(monkeypatch, here):
-    same = (0.9, 0.91, 0.92)
-    near = [{}, {"alpha": 0.05}, {"alpha": 0.2}, {"beta": 10.0}]  # all equal to the default; no run of β 40
-    made = write(here / "runs", [*pairs("none", same), *(r for option in near for r in pairs("ad", same, **option))])
-    shown, _ = run("claims", monkeypatch, records_dir=made, underfit_dir="no", scores_dir="no", out_dir="drawn")
-    (line,) = [line for line in text(shown).splitlines() if "manual adjustment" in line]
-    assert "β 40 − β 20 (not run, 1 of 4) | no runs |" in line and line.endswith("**cannot be told without records** |")
+    def row(made):
+        made = write(here / f"runs{len(made)}", made)
+        shown, _ = run("claims", monkeypatch, records_dir=made, underfit_dir="no", scores_dir="no", out_dir="drawn")
+        return next(line for line in text(shown).splitlines() if "manual adjustment" in line)
+
+    default = pairs("ad", (0.9, 0.91, 0.92))
+    near = [pairs("ad", (0.901, 0.91, 0.919), **o) for o in ({"alpha": 0.05}, {"alpha": 0.2}, {"beta": 10.0})]
+    three = [*pairs("none", (0.9, 0.91, 0.92)), *default, *(r for runs in near for r in runs)]
+    four = [*three, *pairs("ad", (0.901, 0.91, 0.919), beta=40.0)]
+    whole, open_row = row(four), row(three)
+    assert "(weakest of 4)" in whole and whole.endswith("| **holds** |")
+    assert "β 40 − β 20 (not run, 1 of 4) | no runs |" in open_row
+    assert open_row.endswith("| **cannot be told without records** |")
 
 
 def test_as_many_seeds_as_said_find_the_gain_in_four_experiments_of_five():
